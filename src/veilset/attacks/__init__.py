@@ -1,0 +1,1 @@
+"""Attacks on protected images, one a file, found by the registry."""

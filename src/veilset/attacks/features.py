@@ -1,0 +1,614 @@
+"""What survives protection, measured without training, and which of it to trust.
+
+A *view* turns released images into images that may resemble the originals (the released image
+itself, or a restoration). A *measure* compares views with candidates. An attacker tries every view
+with every measure on her own images under her own key, and uses the best on the release.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter1d
+
+from veilset.attacks.base import Attacker, Release, rank_frame
+from veilset.errors import ProtectionError
+from veilset.keys import derive_key
+from veilset.metrics.retrieval import draw_galleries, pick, squared_distances
+from veilset.schemes.base import ArrayPool, Scheme
+from veilset.types import BoolArray, FloatArray, Images, IntArray, Labels
+
+Planes = npt.NDArray[np.floating]
+"""Images as floating-point grey levels 0..255, (N, H, W, C)."""
+
+MAX_SIDE = 48
+"""Pixel features of larger images are averaged down to this side."""
+
+
+# --- Features: planes (N, H, W, C) -> float (N, D) --------------------------------------------
+
+
+def area_resize(images: Planes | Images, height: int, width: int) -> FloatArray:
+    """Averages images down (or repeats them up) to another size by exact pixel areas.
+
+    Args:
+        images: (N, H, W, C).
+        height: Rows wanted.
+        width: Columns wanted.
+
+    Returns:
+        float64 (N, height, width, C).
+
+    Source: the textbook definition.
+    """
+    rows = _areas(images.shape[1], height)
+    columns = _areas(images.shape[2], width)
+    planes = np.moveaxis(np.asarray(images, dtype=np.float64), -1, 1)
+    return np.moveaxis(rows @ planes @ columns.T, 1, -1)
+
+
+def _areas(old: int, new: int) -> FloatArray:
+    """Row i holds the share of each old line in new line i."""
+    edges = np.arange(new + 1) * old / new
+    starts, ends = np.arange(old), np.arange(old) + 1
+    overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
+    return np.maximum(overlap, 0.0) * new / old
+
+
+def _flat(images: Planes) -> FloatArray:
+    return np.asarray(images, dtype=np.float64).reshape(len(images), -1)
+
+
+def _pixels(images: Planes) -> FloatArray:
+    height, width = (min(side, MAX_SIDE) for side in images.shape[1:3])
+    return _flat(area_resize(images, height, width))
+
+
+def _thumbnail(images: Planes, side: int = 8) -> FloatArray:
+    return _flat(area_resize(images, side, side))
+
+
+def _blurred(images: Planes) -> FloatArray:
+    sigma = max(images.shape[1:3]) / 16
+    planes = np.asarray(images, dtype=np.float64)
+    for axis in (1, 2):
+        planes = gaussian_filter1d(planes, sigma, axis=axis)
+    return _pixels(planes)
+
+
+def _edges(images: Planes, side: int = 8) -> FloatArray:
+    """Mean absolute differences of neighbours: contours survive a change of brightness."""
+    planes = np.asarray(images, dtype=np.float64)
+    down = np.abs(np.diff(planes, axis=1, append=planes[:, -1:]))
+    right = np.abs(np.diff(planes, axis=2, append=planes[:, :, -1:]))
+    return _thumbnail(np.concatenate([down, right], axis=-1), side)
+
+
+def _spectrum(images: Planes, side: int = 16) -> FloatArray:
+    """Logarithms of the low frequencies' magnitudes: they survive shifts."""
+    planes = np.moveaxis(np.asarray(images, dtype=np.float64), -1, 1)
+    magnitudes = np.abs(np.fft.rfft2(planes))[:, :, :side, : side // 2 + 1]
+    return np.log1p(magnitudes).reshape(len(images), -1)
+
+
+def _sorted_regions(images: Planes, side: int, levels: int = 16) -> FloatArray:
+    """Quantiles of the grey levels in each square region and channel: no shuffle changes them."""
+    n, height, width, channels = images.shape
+    rows, columns = height // side, width // side
+    cut = np.asarray(images[:, : rows * side, : columns * side], dtype=np.float64)
+    blocks = cut.reshape(n, rows, side, columns, side, channels).transpose(0, 1, 3, 5, 2, 4)
+    ordered = np.sort(blocks.reshape(n, rows, columns, channels, side * side), axis=-1)
+    places = np.linspace(0, side * side - 1, min(levels, side * side)).round().astype(np.int64)
+    return ordered[..., places].reshape(n, -1)
+
+
+def _mixed_regions(images: Planes, side: int) -> FloatArray:
+    """The same over all channels at once: no shuffle of channels changes them either."""
+    merged = np.asarray(images, dtype=np.float64)
+    n, height, width, channels = merged.shape
+    rows, columns = height // side, width // side
+    cut = merged[:, : rows * side, : columns * side]
+    blocks = cut.reshape(n, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    ordered = np.sort(blocks.reshape(n, rows, columns, -1), axis=-1)
+    places = np.linspace(0, ordered.shape[-1] - 1, 16).round().astype(np.int64)
+    return ordered[..., places].reshape(n, -1)
+
+
+def _histogram(images: Planes, levels: int = 64) -> FloatArray:
+    """Quantiles of the grey levels of the whole image and channel."""
+    n, channels = len(images), images.shape[-1]
+    values = np.sort(np.asarray(images, dtype=np.float64).reshape(n, -1, channels), axis=1)
+    places = np.linspace(0, values.shape[1] - 1, levels).round().astype(np.int64)
+    return values[:, places].reshape(n, -1)
+
+
+Feature = Callable[[Planes], FloatArray]
+
+
+def features_for(shape: tuple[int, int, int], scheme: Scheme[Any] | None) -> dict[str, Feature]:
+    """The features that make sense for images of this shape.
+
+    Args:
+        shape: (H, W, C).
+        scheme: Where known, its integer parameters that look like region or block sizes add
+            regions of exactly that size.
+
+    Returns:
+        Features by name.
+
+    Source: ours.
+    """
+    height, width, channels = shape
+    features: dict[str, Feature] = {
+        "pixels": _pixels, "thumbnail": _thumbnail, "blurred": _blurred, "edges": _edges,
+        "spectrum": _spectrum, "histogram": _histogram,
+    }  # fmt: skip
+    for side in sorted({4, 8, 16} | region_sizes(scheme)):
+        if 2 <= side <= min(height, width):
+            features[f"regions_{side}"] = partial(_sorted_regions, side=side)
+            if channels > 1:
+                features[f"mixed_regions_{side}"] = partial(_mixed_regions, side=side)
+    return features
+
+
+def region_sizes(scheme: Scheme[Any] | None) -> set[int]:
+    """Sizes of regions and blocks among a scheme's parameters, in pixels."""
+    if scheme is None:
+        return set()
+    marks = ("region", "block", "cell", "patch", "tile")
+    values = scheme.params.model_dump()
+    return {
+        value for name, value in values.items()
+        if any(mark in name for mark in marks) and type(value) is int and value >= 2
+    }  # fmt: skip
+
+
+# --- Measures: two sets of planes -> distances ------------------------------------------------
+
+
+class Measure(Protocol):
+    """Compares views of released images with candidates."""
+
+    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+        """float64 (T, N); smaller is more alike."""
+
+
+@dataclass(frozen=True)
+class Plainly:
+    """Euclidean distance of a feature."""
+
+    feature: Feature
+
+    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+        """float64 (T, N)."""
+        return squared_distances(self.feature(views), self.feature(candidates))
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Cosine of a feature, standardised on either side by what is usual there.
+
+    Protection moves means and contrasts of whole sets; an attacker who can protect images of her
+    own knows by how much.
+
+    Attributes:
+        feature: The feature.
+        here: Mean and spread of the feature over protected images, (2, D).
+        there: Mean and spread over plain images, (2, D).
+        either_sign: An image and its negative count as alike.
+    """
+
+    feature: Feature
+    here: FloatArray
+    there: FloatArray
+    either_sign: bool = False
+
+    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+        """float64 (T, N), 0..2."""
+        query = _unit((self.feature(views) - self.here[0]) / self.here[1])
+        known = _unit((self.feature(candidates) - self.there[0]) / self.there[1])
+        cosine = query @ known.T
+        return 1.0 - (np.abs(cosine) if self.either_sign else cosine)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A quantile of the absolute differences of pixels: what is copied outweighs what is not."""
+
+    quantile: float
+
+    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+        """float64 (T, N), in grey levels."""
+        mine, theirs = (_pixels(p).astype(np.float32) for p in (views, candidates))
+        place = int(self.quantile * (mine.shape[1] - 1))
+        rows = [np.partition(np.abs(theirs - row), place, axis=1)[:, place] for row in mine]
+        # The mean of what agrees, in a whisper, orders candidates that agree alike.
+        return np.asarray(rows, dtype=np.float64) + 1e-3 * Plainly(_rms).distances(
+            views, candidates
+        )
+
+
+def _rms(images: Planes) -> FloatArray:
+    flat = _pixels(images)
+    return flat / (255.0 * np.sqrt(flat.shape[1]))
+
+
+@dataclass(frozen=True)
+class BlockVote:
+    """Each block votes for the candidates whose block at the same place is nearest.
+
+    Attributes:
+        rows: Block height in pixels.
+        columns: Block width in pixels.
+    """
+
+    rows: int
+    columns: int
+
+    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+        """float64 (T, N), minus the share of votes; a tie splits a vote."""
+        mine, theirs = self._blocks(views), self._blocks(candidates)
+        votes = np.zeros((len(views), len(candidates)))
+        for place in range(mine.shape[1]):
+            apart = squared_distances(mine[:, place], theirs[:, place])
+            nearest = apart <= apart.min(axis=1, keepdims=True) + 1e-6
+            votes += nearest / nearest.sum(axis=1, keepdims=True)
+        return -votes / mine.shape[1]
+
+    def _blocks(self, images: Planes | Images) -> FloatArray:
+        n, height, width, channels = images.shape
+        down, right = height // self.rows, width // self.columns
+        cut = np.asarray(images[:, : down * self.rows, : right * self.columns], dtype=np.float64)
+        blocks = cut.reshape(n, down, self.rows, right, self.columns, channels)
+        return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, down * right, -1)
+
+
+def _unit(rows: FloatArray) -> FloatArray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _usual(values: FloatArray) -> FloatArray:
+    """Mean and spread, (2, D); the spread is kept from vanishing where nothing ever changes."""
+    spread = values.std(axis=0)
+    return np.stack([values.mean(axis=0), spread + 0.1 * spread.mean() + 1e-9])
+
+
+def measures_for(
+    views: Planes, plain: Planes | Images, features: Mapping[str, Feature], votes: bool
+) -> dict[str, Measure]:
+    """Every measure, standardised on the attacker's own images.
+
+    Args:
+        views: Views of her protected images, (M, H, W, C).
+        plain: The plain images they stand for.
+        features: Features by name.
+        votes: Add those that compare pixel by pixel and block by block.
+
+    Returns:
+        Measures by name, `feature` or `feature:way`.
+
+    Source: ours.
+    """
+    measures: dict[str, Measure] = {}
+    for name, feature in features.items():
+        here, there = _usual(feature(views)), _usual(feature(plain))
+        measures[name] = Aligned(feature, here, there)
+        measures[f"{name}:either sign"] = Aligned(feature, here, there, either_sign=True)
+        measures[f"{name}:distance"] = Plainly(feature)
+    if votes:
+        height, width = views.shape[1:3]
+        measures |= {"agreement:25": Agreement(0.25), "agreement:50": Agreement(0.5)}
+        for side in (4, 8):
+            if side <= min(height, width) // 2:
+                measures[f"block_vote:{side}"] = BlockVote(side, side)
+    return measures
+
+
+# --- Views ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Released images with their published side information, as a view reads them."""
+
+    images: Images
+    side: Mapping[str, npt.NDArray[Any]]
+
+
+class View(Protocol):
+    """Turns released images into planes that may resemble the originals."""
+
+    def __call__(self, batch: Batch) -> Planes:
+        """Planes (N, h, w, C), grey levels 0..255 or thereabouts."""
+
+
+def as_released(batch: Batch) -> Planes:
+    """The released image itself."""
+    return np.asarray(batch.images, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """The best linear map from protected images to plain ones, in closed form.
+
+    It is trained in seconds and finds whatever is hidden at a fixed place: a thumbnail in a
+    corner, in the lowest bits, or under noise.
+
+    Attributes:
+        known: What it was fitted on, as columns (n, D).
+        weights: (n, outputs).
+        mean: Mean of the columns, (D,).
+        target_mean: Mean of the plain images, (outputs,).
+        shape: (h, w, C) of what it restores.
+        bits: Read the eight bits of every pixel, not its grey level alone.
+    """
+
+    known: npt.NDArray[np.float32]
+    weights: FloatArray
+    mean: npt.NDArray[np.float32]
+    target_mean: FloatArray
+    shape: tuple[int, int, int]
+    bits: bool
+
+    def __call__(self, batch: Batch) -> Planes:
+        """Restorations (N, h, w, C), grey levels cut to 0..255."""
+        columns = linear_columns(batch, self.bits) - self.mean
+        flat = (columns @ self.known.T).astype(np.float64) @ self.weights + self.target_mean
+        return np.clip(flat, 0.0, 255.0).reshape(len(flat), *self.shape)
+
+
+def linear_columns(batch: Batch, bits: bool) -> npt.NDArray[np.float32]:
+    """What a linear map reads, float32 (N, D): pixels (or their bits) and numeric side info."""
+    images = batch.images.reshape(len(batch.images), -1)
+    columns = [images.astype(np.float32) / 255.0]
+    if bits:
+        columns.append(np.unpackbits(images, axis=1).astype(np.float32))
+    for name in sorted(batch.side):
+        values = batch.side[name]
+        if values.dtype.kind in "biuf":
+            flat = values.reshape(len(values), -1).astype(np.float32)
+            columns.append(flat / max(float(np.abs(flat).max(initial=0.0)), 1.0))
+    return np.concatenate(columns, axis=1)
+
+
+def fit_linear(
+    batch: Batch, plain: Images, side: int, ridge: float, bits: bool, limit: int = 1500
+) -> LinearMap:
+    """Fits a ridge regression in its dual form, whose cost does not depend on the image size.
+
+    Args:
+        batch: Protected images.
+        plain: Their originals, uint8 (N, H, W, C).
+        side: Restorations are at most this many pixels high and wide.
+        ridge: Penalty as a share of the mean squared norm of the columns.
+        bits: Read bits as well.
+        limit: At most so many images are used.
+
+    Returns:
+        The map.
+
+    Source: ridge regression in the dual; its use as an attack is ours.
+    """
+    batch = Batch(batch.images[:limit], {k: v[:limit] for k, v in batch.side.items()})
+    columns = linear_columns(batch, bits)
+    mean = columns.mean(axis=0)
+    columns -= mean
+    height, width = (min(side, size) for size in plain.shape[1:3])
+    targets = _flat(area_resize(plain[:limit], height, width))
+    gram = (columns @ columns.T).astype(np.float64)
+    gram[np.diag_indices_from(gram)] += ridge * max(float(np.trace(gram)) / len(gram), 1e-9)
+    weights = np.linalg.solve(gram, targets - targets.mean(axis=0))
+    return LinearMap(
+        columns, weights, mean, targets.mean(axis=0), (height, width, plain.shape[-1]), bits
+    )
+
+
+# --- The attacker's own pairs -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images that the attacker protected herself, and what they were.
+
+    Attributes:
+        batch: Protected images with side information.
+        plain: Their originals, uint8 (N, H, W, C).
+        rows: The row of the auxiliary image behind each, int64 (N,).
+    """
+
+    batch: Batch
+    plain: Images
+    rows: IntArray
+
+    def take(self, rows: IntArray | BoolArray) -> "Pairs":
+        """These rows only."""
+        side = {name: values[rows] for name, values in self.batch.side.items()}
+        return Pairs(Batch(self.batch.images[rows], side), self.plain[rows], self.rows[rows])
+
+
+def protect_as_attacker(
+    release: Release, attacker: Attacker, versions: int, rng: np.random.Generator, shift: int = 0
+) -> list[Pairs]:
+    """Protects the attacker's images several times, each under a fresh key and fresh ids.
+
+    Args:
+        release: Whose scheme to use.
+        attacker: Whose images and key.
+        versions: How many times.
+        rng: Source of ids and shifts.
+        shift: All versions but the first move each image by up to so many pixels beforehand.
+
+    Returns:
+        One `Pairs` a version, rows in the same order.
+
+    Raises:
+        ProtectionError: The scheme cannot protect these images.
+
+    Source: ours.
+    """
+    rows = usable_rows(release.scheme, attacker.labels)
+    plain, labels = attacker.images[rows], attacker.labels[rows]
+    made = []
+    for version in range(versions):
+        moved = _moved(plain, shift, rng) if version and shift else plain
+        batch = protect_once(release.scheme, attacker, moved, labels, f"version {version}", rng)
+        made.append(Pairs(batch, moved, rows))
+    return made
+
+
+def protect_once(
+    scheme: Scheme[Any], attacker: Attacker, images: Images, labels: Labels, label: str,
+    rng: np.random.Generator,
+) -> Batch:  # fmt: skip
+    """Protects images under the attacker's key and fresh ids, donors from among themselves."""
+    ids = rng.integers(0, 256, (len(images), 16), dtype=np.uint8)
+    key = derive_key(attacker.key, f"attack {label}")
+    pool = ArrayPool.from_arrays(images, labels, ids)
+    protected = scheme.protect(images, labels, ids, key, pool)
+    return Batch(protected.images, protected.side)
+
+
+def usable_rows(scheme: Scheme[Any], labels: Labels) -> IntArray:
+    """Rows that the scheme can protect: without the classes of a single image if it needs more.
+
+    Raises:
+        ProtectionError: Nothing is left that the scheme would protect.
+    """
+    rows = np.arange(len(labels), dtype=np.int64)
+    if scheme.refuse(labels) is None:
+        return rows
+    values, counts = np.unique(labels, return_counts=True)
+    rows = rows[np.isin(labels, values[counts >= 2])]
+    reason = scheme.refuse(labels[rows]) if len(rows) else "no class has two images"
+    if reason is not None:
+        raise ProtectionError(reason)
+    return rows
+
+
+def _moved(images: Images, shift: int, rng: np.random.Generator) -> Images:
+    """Each image moved by up to `shift` pixels each way; the border is repeated."""
+    n, height, width, _ = images.shape
+    offsets = rng.integers(-shift, shift + 1, (2, n, 1))
+    rows = np.clip(np.arange(height) + offsets[0], 0, height - 1)
+    columns = np.clip(np.arange(width) + offsets[1], 0, width - 1)
+    return images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def split_attacker(
+    attacker: Attacker, share: float, rng: np.random.Generator
+) -> tuple[BoolArray, BoolArray]:
+    """Parts the auxiliary images into a fitting and a tuning part, disjoint in persons.
+
+    Args:
+        attacker: Whose images.
+        share: Wanted share of the tuning part.
+        rng: Source of the draw.
+
+    Returns:
+        Two masks over the auxiliary images, bool (M,).
+
+    Source: ours.
+    """
+    n = len(attacker.images)
+    alone = np.char.add("row ", np.arange(n).astype(str))
+    names = np.where(attacker.groups == "", alone, attacker.groups.astype(str))
+    people, member = np.unique(names, return_inverse=True)
+    lots = rng.permutation(len(people))
+    tuning = lots[member] < max(round(share * len(people)), 1)
+    return ~tuning, tuning
+
+
+# --- Tuning -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """A view with the measure that was best on the tuning part.
+
+    Attributes:
+        name: `view/measure`.
+        view: The view.
+        measure: The measure.
+        score: Rank-1 on the tuning part.
+        table: The best rank-1 of each variant there.
+    """
+
+    name: str
+    view: View
+    measure: Measure
+    score: float
+    table: Mapping[str, float]
+
+    def distances(self, batch: Batch, candidates: Images) -> FloatArray:
+        """float64 (T, N) of released images to candidates."""
+        return self.compare(self.view(batch), candidates)
+
+    def compare(self, views: Planes, candidates: Images) -> FloatArray:
+        """float64 (T, N) of views already made to candidates."""
+        return self.measure.distances(views, like(candidates, views))
+
+
+def like(candidates: Images, views: Planes) -> Planes:
+    """Candidates in the resolution of the views."""
+    if candidates.shape[1:3] == views.shape[1:3]:
+        return np.asarray(candidates, dtype=np.float64)
+    return area_resize(candidates, *views.shape[1:3])
+
+
+def tune(
+    views: Mapping[str, View], fit: Pairs, tuning: Pairs, scheme: Scheme[Any], size: int,
+    rng: np.random.Generator, *, by_view: bool, votes: bool = True,
+) -> Matcher:  # fmt: skip
+    """Tries every view with every measure on the tuning part and keeps the best.
+
+    Args:
+        views: Views by name.
+        fit: Pairs that standardise the measures.
+        tuning: Pairs, of other images, that choose.
+        scheme: For the sizes of its regions.
+        size: Wanted size of the galleries.
+        rng: Source of the galleries.
+        by_view: `table` lists views; else measures.
+        votes: Compare blocks as well.
+
+    Returns:
+        The best pair; rank-1 decides, then average precision, then the order of the names.
+
+    Source: ours.
+    """
+    own = np.arange(len(tuning.plain), dtype=np.int64)
+    galleries = draw_galleries(own, len(own), size, rng, own)
+    best: tuple[tuple[float, float], Matcher] | None = None
+    table: dict[str, float] = {}
+    for view_name, view in views.items():
+        made, mine = view(fit.batch), view(tuning.batch)
+        plain, candidates = like(fit.plain, made), like(tuning.plain, mine)
+        height, width, channels = made.shape[1:]
+        features = features_for((height, width, channels), scheme)
+        for name, measure in measures_for(made, plain, features, votes).items():
+            score = _tuning_score(measure.distances(mine, candidates), galleries)
+            row = view_name if by_view else f"{view_name}/{name.split(':')[0]}"
+            table[row] = max(table.get(row, 0.0), score[0])
+            if best is None or score > best[0]:
+                best = score, Matcher(f"{view_name}/{name}", view, measure, score[0], {})
+    if best is None:
+        raise ValueError("tuning needs at least one view")
+    chosen = best[1]
+    return Matcher(chosen.name, chosen.view, chosen.measure, chosen.score, table)
+
+
+def _tuning_score(distances: FloatArray, galleries: IntArray) -> tuple[float, float]:
+    if not np.isfinite(distances).all():
+        return -1.0, -1.0
+    frame = rank_frame(pick(distances, galleries))
+    return float(frame["success"].mean()), float(frame["average_precision"].mean())
+
+
+def to_pictures(planes: Planes, shape: Sequence[int]) -> Images:
+    """Planes as uint8 pictures (N, H, W, C) of the wanted (H, W)."""
+    if tuple(planes.shape[1:3]) != tuple(shape[:2]):
+        planes = area_resize(planes, shape[0], shape[1])
+    return np.clip(np.rint(planes), 0, 255).astype(np.uint8)

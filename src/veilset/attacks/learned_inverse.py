@@ -1,0 +1,365 @@
+"""The learned inverse: an outside trainer restores images that she never saw.
+
+She knows the algorithm and its parameters, protects images of her own under keys of her own, and
+learns the way back: by a closed-form linear map and by a U-Net. Whether a restoration singles an
+image out is asked by re-identification: SSIM alone misses recognisable images, and punishes
+restorations that are merely shifted in brightness.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from veilset.attacks.base import (
+    Attack,
+    Attacker,
+    AttackParams,
+    Case,
+    Diverged,
+    Knowledge,
+    Progress,
+    Release,
+    Risk,
+    Scores,
+    Template,
+    score_candidates,
+)
+from veilset.attacks.features import (
+    Batch,
+    Matcher,
+    Pairs,
+    Planes,
+    View,
+    area_resize,
+    region_sizes,
+    to_pictures,
+    tune,
+)
+from veilset.attacks.linkage import attacker_pairs, enough_images, join, likeness, linear_views
+from veilset.metrics.similarity import gaussian_window, psnr, ssim_either_sign
+from veilset.models.unet import UNet
+from veilset.schemes.base import Scheme
+from veilset.types import Images
+
+UNET = "unet"
+
+
+class LearnedInverseParams(AttackParams):
+    """Parameters of `learned_inverse`; the training's length is in steps, so that it repeats.
+
+    Attributes:
+        targets: At most so many released images are attacked.
+        gallery: Size of the galleries; smaller where there are fewer candidates.
+        versions: How many times the attacker protects her own images, under fresh keys.
+        shift: She moves her images by up to so many pixels before protecting them again.
+        tuning_share: Share of her images that chooses among the restorers.
+        work_side: Images are restored at most this large; all pixels are read nevertheless.
+        base: Channels of the U-Net at full resolution, a multiple of 4.
+        depth: Levels of the U-Net.
+        fold: Squares of so many pixels a side are channels inside the U-Net.
+        steps: Training steps.
+        oracle_steps: Training steps on unprotected images.
+        batch: Images a step.
+        learning_rate: At its highest; it falls to nothing along a cosine.
+    """
+
+    targets: int = Field(500, ge=2, le=100_000)
+    gallery: int = Field(100, ge=2, le=10_000)
+    versions: int = Field(6, ge=1, le=50)
+    shift: int = Field(2, ge=0, le=16)
+    tuning_share: float = Field(0.2, gt=0, lt=1)
+    work_side: int = Field(32, ge=8, le=512)
+    base: int = Field(24, ge=4, le=256, multiple_of=4)
+    depth: int = Field(2, ge=1, le=6)
+    fold: int = Field(2, ge=1, le=8)
+    steps: int = Field(400, ge=1, le=1_000_000)
+    oracle_steps: int = Field(150, ge=1, le=1_000_000)
+    batch: int = Field(32, ge=1, le=4096)
+    learning_rate: float = Field(3e-3, gt=0, le=1)
+
+    FULL: ClassVar[Mapping[str, Any]] = {
+        "targets": 2000, "versions": 16, "work_side": 64, "base": 32, "depth": 3, "fold": 1, "steps": 6000,
+        "oracle_steps": 1000, "batch": 64,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FittedInverse:
+    """The chosen restorer with the measure that re-identifies best."""
+
+    matcher: Matcher
+
+    @property
+    def restorer(self) -> str:
+        """The name of the chosen view."""
+        return self.matcher.name.split("/", maxsplit=1)[0]
+
+
+class LearnedInverse(Attack[LearnedInverseParams, FittedInverse]):
+    """Restores originals and singles them out.
+
+    Source: learned inverses go back to Ito et al.'s inverse transformation networks; loss, network
+    and the scoring by re-identification are ours.
+    """
+
+    name = "learned_inverse"
+    title = "Learned inverse"
+    risk: ClassVar[Risk] = "singling_out"
+    attacker: ClassVar[Template] = "outside_trainer"
+    knowledge: ClassVar[Knowledge] = "K2"
+    cost = "half a minute (quick) to an hour (full, no GPU)"
+    metric_words = "rank-1 of the restored image in a gallery of {gallery}"
+    deed = "are restored so well that their original is singled out"
+    oracle_floor = 0.9
+    Parameters = LearnedInverseParams
+
+    def applies(self, case: Case) -> str | None:
+        """None where there are targets and enough auxiliary images to train on."""
+        return enough_images(case)
+
+    def _fit(
+        self, release: Release, attacker: Attacker, rng: np.random.Generator,
+        progress: Progress | None, like: FittedInverse | None,
+    ) -> FittedInverse:  # fmt: skip
+        params = self.params
+        fit, tuning = attacker_pairs(
+            release, attacker, params.versions, params.tuning_share, rng, params.shift
+        )
+        views = linear_views(fit)
+        if like is not None:
+            # The oracle asks whether the restorer that was relied on works at all.
+            views = {name: view for name, view in views.items() if name == like.restorer}
+        if like is None or like.restorer == UNET:
+            steps = params.steps if like is None else params.oracle_steps
+            views[UNET] = train_unet(
+                join(fit), release.scheme, params, steps, attacker.device,
+                int(rng.integers(2**31)), progress,
+            )  # fmt: skip
+        size = params.gallery
+        chosen = tune(views, fit[0], tuning, release.scheme, size, rng, by_view=True, votes=False)
+        return FittedInverse(chosen)
+
+    def _measure(self, fitted: FittedInverse, case: Case, rng: np.random.Generator) -> Scores:
+        originals, released = case.truth.originals, case.release
+        views = fitted.matcher.view(Batch(released.images, released.side))
+        if not np.isfinite(views).all():
+            raise Diverged("a restored image is not a number")
+        pictures = to_pictures(views, originals.shape[1:3])
+        shuffled = rng.permutation(len(originals)).astype(np.int64)
+        distances = fitted.matcher.compare(views, originals[shuffled])
+        size = self.params.gallery
+        frame, gallery, _ = score_candidates(distances, case, shuffled, size, rng)
+        frame["ssim"] = ssim_either_sign(pictures, originals)
+        frame["psnr"] = np.minimum(psnr(pictures, originals), 99.0)
+        return Scores(frame, gallery, pictures, _quality(frame["ssim"], frame["psnr"], case))
+
+    def _chosen(self, fitted: FittedInverse) -> tuple[str, Mapping[str, float]]:
+        return fitted.matcher.name, fitted.matcher.table
+
+
+def _quality(similarity: Any, decibels: Any, case: Case) -> dict[str, float]:
+    """How good the restorations are, and how alike the images were before any attack."""
+    before = likeness(case.release.images, case.truth.originals)
+    return {
+        "ssim": float(similarity.mean()),
+        "ssim_95": float(similarity.quantile(0.95)),
+        "ssim_max": float(similarity.max()),
+        "psnr": float(decibels.mean()),
+        "unattacked_ssim": before["ssim"],
+        "unattacked_psnr": before["psnr"],
+    }
+
+
+# --- The U-Net as a restorer ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UNetView:
+    """A trained U-Net as a view.
+
+    Attributes:
+        net: The network, in evaluation mode.
+        factor: So many pixels a side are folded into channels before the network.
+        shape: (h, w, C) of what it restores.
+        regions: Sizes of the regions whose sorted pixels it reads as well.
+        device: Where it runs.
+    """
+
+    net: UNet
+    factor: int
+    shape: tuple[int, int, int]
+    regions: tuple[int, ...]
+    device: str
+
+    def __call__(self, batch: Batch) -> Planes:
+        """Restorations (N, h, w, C), grey levels 0..255; not a number where it diverged."""
+        inputs = network_input(batch, self.factor, self.regions)
+        made = []
+        with torch.no_grad(), deterministic():
+            for start in range(0, len(inputs), 64):
+                chunk = torch.from_numpy(inputs[start : start + 64]).to(self.device)
+                made.append(self.net(chunk).clamp(0, 1).cpu().numpy())
+        planes = np.moveaxis(np.concatenate(made).astype(np.float64), 1, -1)
+        return np.asarray(planes[:, : self.shape[0], : self.shape[1]] * 255.0)
+
+
+def network_input(batch: Batch, factor: int, regions: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """What the network reads, float32 (N, channels, ceil(H / factor), ceil(W / factor)), -1..1.
+
+    Args:
+        batch: Released images; side information of the images' height and width is read too.
+        factor: Squares of so many pixels become channels: the cost falls, and no pixel is lost.
+        regions: Sizes of regions whose pixels are given in ascending order as well, because a
+            convolution cannot sort.
+
+    Returns:
+        The input.
+
+    Source: ours.
+    """
+    images = batch.images.astype(np.float32) / 127.5 - 1.0
+    layers = [images]
+    layers += [sorted_in_regions(images, side) for side in regions]
+    for name in sorted(batch.side):
+        values = batch.side[name]
+        if values.dtype.kind in "biuf" and values.shape[1:3] == images.shape[1:3]:
+            layer = values.reshape(*images.shape[:3], -1).astype(np.float32)
+            layers.append(layer / max(float(np.abs(layer).max(initial=0.0)), 1.0))
+    stack = np.concatenate(layers, axis=-1)
+    n, height, width, channels = stack.shape
+    pad = ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0))
+    stack = np.pad(stack, pad, mode="edge")
+    rows, columns = stack.shape[1] // factor, stack.shape[2] // factor
+    folded = stack.reshape(n, rows, factor, columns, factor, channels)
+    folded = folded.transpose(0, 5, 2, 4, 1, 3).reshape(n, -1, rows, columns)
+    return np.ascontiguousarray(folded)
+
+
+def sorted_in_regions(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Pixels of each whole square region and channel in ascending order, row by row; (N, H, W, C).
+
+    Two shuffles of a region are one and the same afterwards.
+    """
+    n, height, width, channels = images.shape
+    rows, columns = height // side, width // side
+    result = images.copy()
+    cut = images[:, : rows * side, : columns * side]
+    blocks = cut.reshape(n, rows, side, columns, side, channels).transpose(0, 1, 3, 5, 2, 4)
+    ordered = np.sort(blocks.reshape(n, rows, columns, channels, -1), axis=-1)
+    ordered = ordered.reshape(n, rows, columns, channels, side, side).transpose(0, 1, 4, 2, 5, 3)
+    result[:, : rows * side, : columns * side] = ordered.reshape(cut.shape)
+    return result
+
+
+def train_unet(
+    pairs: Pairs, scheme: Scheme[Any], params: LearnedInverseParams, steps: int, device: str,
+    seed: int, progress: Progress | None = None,
+) -> View:  # fmt: skip
+    """Trains a U-Net from protected images to plain ones.
+
+    The same pairs, parameters and seed give the same network on the same kind of device.
+
+    Args:
+        pairs: The attacker's pairs, all versions joined.
+        scheme: For the sizes of its regions.
+        params: Sizes and rates.
+        steps: Training steps.
+        device: As torch names it.
+        seed: Of the initial weights and the batches.
+        progress: Called every 20 steps, or None.
+
+    Returns:
+        The restorer.
+
+    Raises:
+        Diverged: The loss became NaN or infinite.
+
+    Source: ours; loss L1 + (1 - SSIM).
+    """
+    height, width, channels = pairs.plain.shape[1:]
+    factor = max(1, ceil(max(height, width) / params.work_side))
+    regions = tuple(s for s in sorted(region_sizes(scheme)) if s <= min(height, width))
+    inputs = torch.from_numpy(network_input(pairs.batch, factor, regions))
+    shape = (inputs.shape[2], inputs.shape[3], channels)
+    targets = torch.from_numpy(_targets(pairs.plain, factor))
+    with torch.random.fork_rng(devices=[]), deterministic():
+        torch.manual_seed(seed)
+        net = UNet(inputs.shape[1], channels, params.base, params.depth, params.fold)
+        net.to(device)
+        _train(net, inputs.to(device), targets.to(device), params, steps, seed, progress)
+    return UNetView(net.eval(), factor, shape, regions, device)
+
+
+def _targets(plain: Images, factor: int) -> npt.NDArray[np.float32]:
+    """Plain images at the network's resolution, float32 (N, C, h, w), 0..1."""
+    _, height, width, _ = plain.shape
+    pad = ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0))
+    padded = np.pad(plain, pad, mode="edge")
+    small = area_resize(padded, padded.shape[1] // factor, padded.shape[2] // factor)
+    return np.ascontiguousarray(np.moveaxis(small / 255.0, -1, 1).astype(np.float32))
+
+
+def _train(
+    net: UNet, inputs: Tensor, targets: Tensor, params: LearnedInverseParams, steps: int,
+    seed: int, progress: Progress | None,
+) -> None:  # fmt: skip
+    draws = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(net.parameters(), lr=params.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        rows = torch.randint(len(inputs), (params.batch,), generator=draws).to(inputs.device)
+        made = net(inputs[rows])
+        loss = functional.l1_loss(made, targets[rows]) + 1.0 - torch_ssim(made, targets[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0 or step == steps - 1:
+            # Asking at every step would wait for the device each time.
+            if not bool(torch.isfinite(loss)):
+                raise Diverged(f"the loss was not a number at step {step}")
+            if progress:
+                progress("learned_inverse: training", step + 1, steps)
+
+
+def torch_ssim(made: Tensor, wanted: Tensor) -> Tensor:
+    """Mean SSIM of float (N, C, H, W) in 0..1, differentiable; as `veilset.metrics.similarity`."""
+    side = min(made.shape[-2:])
+    size = min(11, side if side % 2 else side - 1)
+    rows, columns = (_band(n, size, made) for n in made.shape[-2:])
+    stack = torch.cat([made, wanted, made * made, wanted * wanted, made * wanted], dim=1)
+    smooth = rows @ stack @ columns.T
+    a, b, aa, bb, ab = smooth.chunk(5, dim=1)
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * a * b + c1) * (2 * (ab - a * b) + c2)
+    return (top / ((a * a + b * b + c1) * (aa - a * a + bb - b * b + c2))).mean()
+
+
+def _band(length: int, size: int, like: Tensor) -> Tensor:
+    """The matrix that takes Gaussian means along a line where the window lies inside it."""
+    window = torch.as_tensor(gaussian_window(size), dtype=like.dtype, device=like.device)
+    band = torch.zeros(length - size + 1, length, dtype=like.dtype, device=like.device)
+    for row in range(len(band)):
+        band[row, row : row + size] = window
+    return band
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Torch's deterministic algorithms inside, whatever was set before afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -1,0 +1,71 @@
+"""What the command line and the stages show: progress bars, and errors as one sentence."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Protocol
+
+from tqdm import tqdm
+
+from veilset.errors import VeilsetError
+
+
+class Advance(Protocol):
+    """Advances a progress bar by a count, and shows figures behind it."""
+
+    def __call__(self, count: int, **figures: float) -> None:
+        """Advances by `count`."""
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str = "img") -> Iterator[Advance]:
+    """A progress bar on stderr with rate and time left; yields the function that advances it.
+
+    Where stderr is no terminal, a line every few seconds instead of many a second.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        total=total, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True, leave=False
+    ) as bar:
+
+        def advance(count: int, **figures: float) -> None:
+            if figures:
+                bar.set_postfix(figures, refresh=False)
+            bar.update(count)
+
+        yield advance
+
+
+def say(text: str) -> None:
+    """A line for the user, on stdout."""
+    print(text, flush=True)  # noqa: T201
+
+
+def run_reporting_errors(work: Callable[[], int | None]) -> int:
+    """Runs `work`; returns its exit code, or 1 after printing the sentence of a user's error.
+
+    SIGTERM is turned into the same orderly stop as Ctrl-C, so that what is half-written is removed
+    and what can be resumed is kept.
+    """
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return work() or 0
+    except VeilsetError as error:
+        print(f"veilset: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("veilset: stopped; run the same command again to go on.", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Image sets: sources, safe decoding, shards and manifest, roles."""

@@ -1,0 +1,50 @@
+"""Errors that a user can act on.
+
+Each message is one sentence: what went wrong, where, why, and what to do. The command line and the
+stages print the message alone and exit with a non-zero code; anything that is not a `VeilsetError`
+is a bug and keeps its traceback.
+"""
+
+
+class VeilsetError(Exception):
+    """Base of every error that is the user's to act on."""
+
+
+class SettingsError(VeilsetError):
+    """A setting is unknown, missing or out of range."""
+
+
+class SourceError(VeilsetError):
+    """A data source is missing, unreadable or not what its settings say."""
+
+
+class KeyFileError(VeilsetError):
+    """A key is missing, malformed, readable by others, or not the expected one."""
+
+
+class CorruptError(VeilsetError):
+    """Stored bytes disagree with their recorded hash, length or format."""
+
+
+class BusyError(VeilsetError):
+    """Another run holds the lock of the place that this one wants to write."""
+
+
+class DiskFullError(VeilsetError):
+    """The disk has not the room that the output needs."""
+
+
+class ProtectionError(VeilsetError):
+    """A scheme cannot protect these images as asked, and nothing was written."""
+
+
+class CheckError(VeilsetError):
+    """A critical check of the data failed."""
+
+
+class TrainingError(VeilsetError):
+    """A training or an attack diverged or cannot run as asked."""
+
+
+class AuditError(VeilsetError):
+    """The audit record cannot be written or disagrees with the versions it records."""

@@ -1,0 +1,1 @@
+"""Image similarity, retrieval and statistics."""

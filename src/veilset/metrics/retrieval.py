@@ -1,0 +1,147 @@
+"""Finding the right one among candidates: ranks, average precision, galleries.
+
+Ties are settled fairly everywhere: a target that shares its place with others counts with the
+probability that a random order puts it first. A constant feature thus scores chance, exactly, and
+a tie can neither hide a leak nor invent one.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from veilset.types import BoolArray, FloatArray, IntArray
+
+
+def places(distances: FloatArray, own: IntArray) -> tuple[IntArray, IntArray]:
+    """How many candidates lie before a target's own, and how many share its place.
+
+    Args:
+        distances: float (T, G); smaller is more alike.
+        own: int64 (T,), the column of each target's own candidate.
+
+    Returns:
+        `before` and `tied`, int64 (T,); `tied` counts the own candidate and is at least 1.
+
+    Raises:
+        ValueError: A distance is not a number.
+
+    Source: ours.
+    """
+    if np.isnan(distances).any():
+        raise ValueError("a distance is not a number")
+    mine = distances[np.arange(len(own)), own][:, None]
+    # Equal features differ in the last bits of a matrix product: that is a tie, not an order.
+    slack = 1e-9 * np.abs(distances).max(axis=1, keepdims=True, initial=0.0)
+    before = (distances < mine - slack).sum(axis=1)
+    tied = (np.abs(distances - mine) <= slack).sum(axis=1)
+    return before.astype(np.int64), tied.astype(np.int64)
+
+
+def expected_rank(distances: FloatArray, own: IntArray) -> FloatArray:
+    """Expected rank of each target's own candidate, ties in random order; float64 (T,), from 1."""
+    before, tied = places(distances, own)
+    return np.asarray(before + (tied + 1) / 2, dtype=np.float64)
+
+
+def top_k(distances: FloatArray, own: IntArray, k: int) -> FloatArray:
+    """Probability that each target's own candidate is among the first k, ties in random order.
+
+    Args:
+        distances: float (T, G); smaller is more alike.
+        own: int64 (T,), the column of each target's own candidate.
+        k: 1 for the rank-1 rate.
+
+    Returns:
+        float64 (T,), 0..1; its mean is the rank-k identification rate.
+
+    Source: the closed-set identification rate; the treatment of ties is ours.
+    """
+    before, tied = places(distances, own)
+    return np.asarray(np.clip((k - before) / tied, 0.0, 1.0), dtype=np.float64)
+
+
+def average_precision(distances: FloatArray, relevant: BoolArray) -> FloatArray:
+    """Average precision of each query; its mean over the queries is mAP.
+
+    Precision is taken at the end of each group of equal distances, as scikit-learn does, so that
+    the order inside a tie does not matter.
+
+    Args:
+        distances: float (T, G); smaller is more alike.
+        relevant: bool (T, G); at least one true in each row.
+
+    Returns:
+        float64 (T,), 0..1.
+
+    Raises:
+        ValueError: A query has nothing relevant.
+
+    Source: the textbook definition.
+    """
+    if not relevant.any(axis=1).all():
+        raise ValueError("a query without a relevant candidate has no average precision")
+    order = np.argsort(distances, axis=1, kind="stable")
+    ordered = np.take_along_axis(distances, order, axis=1)
+    hits = np.take_along_axis(relevant, order, axis=1)
+    ends = _ends_of_ties(ordered)
+    found = np.take_along_axis(np.cumsum(hits, axis=1), ends, axis=1)
+    precision = found / (ends + 1)
+    return np.asarray((precision * hits).sum(axis=1) / hits.sum(axis=1), dtype=np.float64)
+
+
+def _ends_of_ties(ordered: FloatArray) -> IntArray:
+    """For each place in ascending rows, the last place with the same value."""
+    width = ordered.shape[1]
+    last = np.ones(ordered.shape, dtype=bool)
+    last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    marks = np.where(last, np.arange(width), width)
+    return np.asarray(np.minimum.accumulate(marks[:, ::-1], axis=1)[:, ::-1], dtype=np.int64)
+
+
+def draw_galleries(
+    own: IntArray, candidates: int, size: int, rng: np.random.Generator, absent: IntArray
+) -> IntArray:
+    """A gallery for each target: its own candidate and others drawn without replacement.
+
+    Galleries of one stated size keep rates comparable: a larger set would otherwise look safer.
+
+    Args:
+        own: int64 (T,), each target's own candidate.
+        candidates: How many there are.
+        size: Wanted size; it falls to what there is.
+        rng: Source of the draw.
+        absent: int64 (T,), one more candidate that may not be drawn for each target (in a control,
+            the one that the released image was really made from; else the own one).
+
+    Returns:
+        int64 (T, G), the own candidate in column 0.
+
+    Raises:
+        ValueError: There is no second candidate.
+
+    Source: ours.
+    """
+    allowed = candidates - (2 if (absent != own).any() else 1)
+    others = min(size - 1, allowed)
+    if others < 1:
+        raise ValueError("a gallery needs a second candidate")
+    lots = rng.random((len(own), candidates))
+    rows = np.arange(len(own))
+    lots[rows, own] = lots[rows, absent] = 2.0
+    drawn = np.argpartition(lots, others - 1, axis=1)[:, :others]
+    return np.concatenate([own[:, None], drawn], axis=1).astype(np.int64)
+
+
+def pick(distances: FloatArray, galleries: IntArray) -> FloatArray:
+    """The distances to the members of each target's gallery, (T, G)."""
+    return np.take_along_axis(distances, galleries, axis=1)
+
+
+def squared_distances(
+    queries: npt.NDArray[np.floating], candidates: npt.NDArray[np.floating]
+) -> FloatArray:
+    """Squared Euclidean distance of each query (T, D) to each candidate (N, D); float64 (T, N)."""
+    # A common origin near the data keeps the subtraction below from cancelling the digits away.
+    centre = candidates.mean(axis=0, dtype=np.float64)
+    q, c = queries - centre, candidates - centre
+    square = (q * q).sum(axis=1)[:, None] + (c * c).sum(axis=1)[None, :] - 2.0 * (q @ c.T)
+    return np.asarray(np.maximum(square, 0.0), dtype=np.float64)

@@ -1,0 +1,129 @@
+"""Visual feature entropy (VFE) of VisualMixer, in exact integers.
+
+Despite its name it is a gradient energy: the mean, over windows and channels, of the summed squared
+differences of neighbouring pixels. The sums are integers in grey levels squared; the floats are
+these sums over 255^2, as for images in [0, 1].
+
+Source: Li et al., NDSS 2024 (arXiv 2404.04098), after the authors' published code. That code
+measures ImageNet-normalised images; we measure them in [0, 1], because a protection step must not
+depend on constants of another data set (ours).
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from veilset.types import FloatArray, Images, IntArray
+
+WINDOW: Final = 14
+"""Side of the published window, in pixels, and its stride."""
+
+_UNIT: Final = 255 * 255
+_LANE_BYTES: Final = 1 << 22
+
+
+def vfe_released(images: Images, window: int = WINDOW) -> FloatArray:
+    """VFE as the published code measures it: windows padded with zeros below and to the right.
+
+    The padding makes it mostly a measure of brightness: a constant image of 0.5 scores 7.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        window: Side and stride in pixels; a side of the image that is shorter shortens it. What is
+            left over at the lower and right edge is not measured.
+
+    Returns:
+        float64 (N,), 0 or more, in squared differences of [0, 1] images per window and channel.
+
+    Raises:
+        ValueError: `window` is below 1 or the images are not uint8 (N, H, W, C).
+    """
+    sums, windows = vfe_released_sums(images, window)
+    return sums / (windows * _UNIT)
+
+
+def vfe_released_sums(images: Images, window: int = WINDOW) -> tuple[IntArray, int]:
+    """`vfe_released` as integers: its numerator and its denominator / 255^2.
+
+    Returns:
+        int64 (N,), the sum over all windows and channels in grey levels squared, and the number of
+        windows times channels.
+
+    Raises:
+        ValueError: As `vfe_released`.
+    """
+    _require(images, window)
+    _, height, width, channels = images.shape
+    high, wide = min(window, height), min(window, width)
+    rows, columns = height // high, width // wide
+    cut = images[:, : rows * high, : columns * wide]
+    sums = np.empty(len(images), dtype=np.int64)
+    for part in _parts(cut):
+        windows = cut[part].reshape(-1, rows, high, columns, wide, channels)
+        sums[part] = (
+            _squares(windows, 4).sum(axis=(1, 2, 3, 4, 5))
+            + _squares(windows, 2).sum(axis=(1, 2, 3, 4, 5))
+            + _energy(windows[:, :, :, :, -1]).sum(axis=(1, 2, 3, 4))
+            + _energy(windows[:, :, -1]).sum(axis=(1, 2, 3, 4))
+        )
+    return sums, rows * columns * channels
+
+
+def vfe_valid(images: Images) -> FloatArray:
+    """Mean squared difference of neighbours inside the image, without padding.
+
+    A uniform permutation of an image's pixels has twice its (unbiased) variance as expectation.
+
+    Args:
+        images: uint8 (N, H, W, C), or regions of images.
+
+    Returns:
+        float64 (N, C), 0 to 1, per pair of neighbours of [0, 1] images; 0 for a single pixel.
+
+    Raises:
+        ValueError: The images are not uint8 (N, H, W, C).
+    """
+    sums, pairs = vfe_valid_sums(images)
+    return sums / (max(pairs, 1) * _UNIT)
+
+
+def vfe_valid_sums(images: Images) -> tuple[IntArray, int]:
+    """`vfe_valid` as integers: its numerator and its denominator / 255^2.
+
+    Returns:
+        int64 (N, C), summed squared differences in grey levels, and the number of pairs of
+        neighbours: H (W - 1) + W (H - 1).
+
+    Raises:
+        ValueError: As `vfe_valid`.
+    """
+    _require(images, 1)
+    _, height, width, channels = images.shape
+    sums = np.empty((len(images), channels), dtype=np.int64)
+    for part in _parts(images):
+        sums[part] = _squares(images[part], 1).sum(axis=(1, 2))
+        sums[part] += _squares(images[part], 2).sum(axis=(1, 2))
+    return sums, height * (width - 1) + width * (height - 1)
+
+
+def _parts(images: Images) -> list[slice]:
+    """Runs of images whose intermediate results stay small."""
+    step = max(1, _LANE_BYTES // max(1, images[:1].nbytes * 4))
+    return [slice(low, low + step) for low in range(0, len(images), step)]
+
+
+def _energy(values: npt.NDArray[np.uint8]) -> IntArray:
+    return np.square(values.astype(np.int64))
+
+
+def _squares(values: npt.NDArray[np.uint8], axis: int) -> IntArray:
+    """Squared differences of neighbours along an axis, int64."""
+    return np.square(np.diff(values.astype(np.int64), axis=axis))
+
+
+def _require(images: Images, window: int) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 (N, H, W, C), not {images.dtype} {images.shape}")
+    if window < 1:
+        raise ValueError("a window has at least one pixel")

@@ -1,0 +1,1 @@
+"""What decides about, and goes into, a release."""

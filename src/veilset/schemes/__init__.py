@@ -1,0 +1,1 @@
+"""Protection schemes, one a file, found by the registry."""

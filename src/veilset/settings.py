@@ -1,0 +1,182 @@
+"""`params.yaml` and `drops.yaml` as frozen, validated objects.
+
+The whole file's shape is checked whenever it is read; the block of a stage, scheme, attack or model
+is parsed by the class that owns it, so that a stage imports only what it uses. `veilset doctor`
+parses every block at once.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from veilset.errors import SettingsError
+from veilset.params import Params
+
+PARAMS_FILE = "params.yaml"
+DROPS_FILE = "drops.yaml"
+
+Block = Mapping[str, Any]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
+
+
+class DataSettings(Params):
+    """What the data set is called, and what may show its originals."""
+
+    name: str = Field(default="images", pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
+    log_originals: bool = False
+
+
+class Resources(Params):
+    """Processes and batch sizes: they change no byte of any result."""
+
+    workers: int = Field(default=1, ge=1, le=256)
+    batch_size: int = Field(default=1024, ge=1, le=65536)
+
+
+class Settings(Params):
+    """All of `params.yaml`.
+
+    Attributes:
+        schemes: What runs, in order; each has a block in `scheme`.
+        scheme: Parameters by name. A block may say `kind: NAME` to be a second setting of a scheme.
+        attacks: What runs; `attack` may hold a block for each, and `attack.common` for all.
+        models: What is trained on each scheme's output; each has a block in `model`.
+    """
+
+    data: DataSettings = DataSettings()
+    resources: Resources = Resources()
+    ingest: dict[str, Any] = Field(default_factory=dict)
+    check: dict[str, Any] = Field(default_factory=dict)
+    schemes: tuple[str, ...] = Field(min_length=1)
+    scheme: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    attacks: tuple[str, ...] = ()
+    attack: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    models: tuple[str, ...] = Field(min_length=1)
+    model: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    gate: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("schemes", "attacks", "models")
+    @classmethod
+    def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked_names(names)
+
+    @model_validator(mode="after")
+    def _blocks_exist(self) -> "Settings":
+        for listed, blocks, label in (
+            (self.schemes, self.scheme, "scheme"),
+            (self.models, self.model, "model"),
+        ):
+            missing = [name for name in listed if name not in blocks]
+            if missing:
+                raise ValueError(f"{missing[0]!r} is listed but has no block {label}.{missing[0]}")
+        return self
+
+    def scheme_block(self, name: str) -> tuple[str, Block]:
+        """The scheme behind a name in `schemes`, and its parameters.
+
+        Raises:
+            SettingsError: No such name.
+        """
+        return _kind_and_values(self.scheme, name, "scheme")
+
+    def model_block(self, name: str) -> tuple[str, Block]:
+        """The architecture behind a name in `models`, and its parameters.
+
+        Raises:
+            SettingsError: No such name.
+        """
+        return _kind_and_values(self.model, name, "model")
+
+
+class DropSettings(Params):
+    """One drop: a place that DVC watches, and the source that reads it.
+
+    Attributes:
+        path: Folder or file with the raw images; also what `source` reads unless it is embedded.
+        source: Name of a source, or `auto` to recognise the path.
+        options: Further parameters of the source.
+    """
+
+    path: str = Field(min_length=1)
+    source: str = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Drops(Params):
+    """All of `drops.yaml`: the order of the drops, and a block for each."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    drops: dict[str, DropSettings]
+
+    @field_validator("names")
+    @classmethod
+    def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _checked_names(names)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Drops":
+        if set(self.names) != set(self.drops):
+            odd = sorted(set(self.names) ^ set(self.drops))[0]
+            raise ValueError(f"{odd!r} must be both in `names` and in `drops`")
+        return self
+
+
+def load_settings(root: Path) -> Settings:
+    """Reads `params.yaml` in the project's root.
+
+    Raises:
+        SettingsError: The file is missing, not YAML, or a value is refused.
+    """
+    return Settings.parse(_read_yaml(root / PARAMS_FILE), PARAMS_FILE)
+
+
+def load_drops(root: Path) -> Drops:
+    """Reads `drops.yaml` in the project's root.
+
+    Raises:
+        SettingsError: The file is missing, not YAML, or a value is refused.
+    """
+    return Drops.parse(_read_yaml(root / DROPS_FILE), DROPS_FILE)
+
+
+def _read_yaml(path: Path) -> Block:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path.name} is not in {path.parent.resolve()}: run this in a Veilset project's root."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path.name} is not valid YAML: {reason}: correct it.") from None
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{path.name} must be a mapping of blocks: see the one in the README.")
+    return values
+
+
+def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(names)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is not a name: a-z, 0-9 and _ only, at most 48, a letter first"
+            )
+    if len(set(names)) != len(names):
+        raise ValueError("a name is listed twice")
+    return names
+
+
+def _kind_and_values(blocks: Mapping[str, Block], name: str, label: str) -> tuple[str, Block]:
+    if name not in blocks:
+        known = ", ".join(sorted(blocks)) or "none"
+        raise SettingsError(f"{PARAMS_FILE} has no block {label}.{name}: the blocks are {known}.")
+    values = dict(blocks[name])
+    kind = values.pop("kind", name)
+    return str(kind), values

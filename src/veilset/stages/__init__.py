@@ -1,0 +1,1 @@
+"""One thin module a DVC stage: settings in, files out."""

@@ -1,0 +1,78 @@
+"""Where things lie below a project's root: the one place that knows the folders' names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veilset.errors import SettingsError
+from veilset.schemes.base import Scheme
+from veilset.schemes.registry import make_scheme
+from veilset.settings import PARAMS_FILE, Settings
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folders of one project."""
+
+    root: Path
+
+    def ingested(self, drop: str) -> Path:
+        """The set made of a drop's readable images, in roles. Private."""
+        return self.root / "data/ingested" / drop
+
+    def quarantine(self, drop: str) -> Path:
+        """What was refused of a drop, and why. Private."""
+        return self.root / "data/quarantine" / drop
+
+    def checks(self, drop: str) -> Path:
+        """What Great Expectations found in a drop's index."""
+        return self.root / "data/checks" / drop
+
+    def protected(self, scheme: str, drop: str) -> Path:
+        """What may be released of a drop under a scheme."""
+        return self.root / "data/protected" / scheme / drop
+
+    def provenance(self, scheme: str, drop: str) -> Path:
+        """Which original is behind which protected image. Private."""
+        return self.root / "data/provenance" / scheme / drop
+
+    def attacks(self, scheme: str) -> Path:
+        """Attack results, raw scores and examples. Private: examples show originals."""
+        return self.root / "data/attacks" / scheme
+
+    def model(self, scheme: str, model: str) -> Path:
+        """A CNN trained on a scheme's output."""
+        return self.root / "data/models" / f"{scheme}-{model}"
+
+    @property
+    def reports(self) -> Path:
+        """Figures and the page."""
+        return self.root / "reports"
+
+
+def scheme_of(settings: Settings, name: str) -> Scheme[Any]:
+    """The scheme behind a name in `params.yaml`.
+
+    Raises:
+        SettingsError: No such block, no such scheme, or a parameter is refused.
+    """
+    kind, values = settings.scheme_block(name)
+    return make_scheme(kind, values, f"{PARAMS_FILE}: scheme.{name}")
+
+
+def block(blocks: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A named block, empty where it is left out.
+
+    Raises:
+        SettingsError: It is not a mapping.
+    """
+    values = blocks.get(name) or {}
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{PARAMS_FILE}: {name} must be a block of settings.")
+    return values
+
+
+def existing(folders: Sequence[Path]) -> list[Path]:
+    """Those folders that are there: a drop may have nothing for a split or scheme."""
+    return [folder for folder in folders if folder.is_dir()]

@@ -1,0 +1,114 @@
+"""Batches from a resident set of images: gather, shift and mirror in one indexing operation.
+
+There is no worker process and no copy of an image before it is used. All random draws come from a
+CPU generator, a whole epoch at once, so that they are the same on every device (CUDA's own streams
+differ between GPUs with different numbers of processors).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veilset.training.params import Augmentation
+from veilset.types import Images
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What happens to each image of a batch.
+
+    Attributes:
+        down: Shift in pixels, int64 (N,).
+        right: Shift in pixels, int64 (N,).
+        mirrored: Left to right, bool (N,).
+    """
+
+    down: Tensor
+    right: Tensor
+    mirrored: Tensor
+
+    def at(self, part: slice) -> "Moves":
+        """The moves of some of the images."""
+        return Moves(self.down[part], self.right[part], self.mirrored[part])
+
+    def to(self, device: torch.device) -> "Moves":
+        """The moves on a device."""
+        return Moves(self.down.to(device), self.right.to(device), self.mirrored.to(device))
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel of the training images, in units of 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Maps uint8 (N, C, H, W) to float32 of mean 0 and deviation 1 over the training images."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def measure_normalisation(images: Images) -> Normalisation:
+    """Mean and deviation of uint8 (N, H, W, C) images by channel.
+
+    Computed from counts of the 256 values, so exactly the same in any order of the images. A
+    channel without contrast gets a deviation of one grey level.
+    """
+    counts = np.zeros((images.shape[-1], 256), dtype=np.int64)
+    for start in range(0, len(images), 4096):
+        part = images[start : start + 4096]
+        counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(len(counts))]
+    values = np.arange(256) / 255
+    mean = (counts * values).sum(axis=1) / counts.sum(axis=1)
+    spread = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
+    std = np.maximum(np.sqrt(spread), 1 / 255)
+    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def draw_moves(count: int, augmentation: Augmentation, generator: torch.Generator) -> Moves:
+    """Draws the moves of so many images.
+
+    Args:
+        count: Number of images.
+        augmentation: Which moves there are.
+        generator: A CPU generator; always as many draws, whatever the augmentation.
+    """
+    reach = augmentation.crop
+    shifts = torch.randint(-reach, reach + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return Moves(shifts[0], shifts[1], mirrored & augmentation.flip)
+
+
+def take(images: Tensor, rows: Tensor, moves: Moves | None = None) -> Tensor:
+    """Gathers images and moves them.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        rows: int64 (B,), on the device of `images`.
+        moves: Moves of B images, on the device of `images`; None leaves them where they are.
+
+    Returns:
+        uint8 (B, C, H, W), channels last in memory.
+    """
+    if moves is None:
+        return images[rows].permute(0, 3, 1, 2)
+    height, width = images.shape[1:3]
+    ys = _reflect(_positions(height, moves.down), height)
+    xs = _reflect(_positions(width, moves.right), width)
+    xs = torch.where(moves.mirrored[:, None], width - 1 - xs, xs)
+    return images[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _positions(size: int, shifts: Tensor) -> Tensor:
+    """Where each pixel of a row comes from, int64 (B, size)."""
+    return torch.arange(size, device=shifts.device)[None, :] - shifts[:, None]
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    """Folds positions outside of 0..size-1 back at the edge, which is not repeated."""
+    last = size - 1
+    return last - (last - positions.abs()).abs()

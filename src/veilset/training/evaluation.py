@@ -1,0 +1,375 @@
+"""How good a trained classifier is, and how much a scheme cost.
+
+A scheme that reads labels tells them by its output: scored on test images that went through it, it
+would look better than plain. So every way to a score here asks `test_sets` first, which allows
+protected test images only to schemes that declare to protect queries, and those read no labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from veilset.data.manifest import Manifest
+from veilset.errors import SourceError, TrainingError
+from veilset.files import write_json
+from veilset.metrics.statistics import CONFIDENCE, Interval, wilson
+from veilset.schemes.base import Declaration
+from veilset.training.device import DeviceName, choose_engine
+from veilset.training.differences import paired_difference, unpaired_difference
+from veilset.training.loader import read_split
+from veilset.training.saved import ModelCard
+from veilset.types import BoolArray, FloatArray, Ids, Images, IntArray, Labels
+
+TestOn = Literal["plain", "protected"]
+
+BASELINE = "plain"
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier said of test images.
+
+    Attributes:
+        logits: float32 (N, classes).
+        labels: The truth, int64 (N,).
+        ids: Source ids of the images, uint8 (N, 16): the same image has the same one whether plain
+            or protected. None where they are not known; then nothing is paired.
+    """
+
+    logits: npt.NDArray[np.float32]
+    labels: Labels
+    ids: Ids | None = None
+
+    @property
+    def correct(self) -> BoolArray:
+        """Which answers are right, bool (N,)."""
+        right: BoolArray = self.logits.argmax(axis=1) == self.labels
+        return right
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good the answers are.
+
+    Attributes:
+        n: Test images.
+        correct: Right answers.
+        accuracy: Their share and its Wilson interval.
+        ece: Expected calibration error, 0..1.
+        per_class: For each class its images and the accuracy on them, None without images.
+        confusion: int64 (classes, classes): rows are the truth, columns the answers.
+    """
+
+    n: int
+    correct: int
+    accuracy: Interval
+    ece: float
+    per_class: tuple[tuple[int, Interval | None], ...]
+    confusion: IntArray
+
+
+# ------------------------------------------------------------------------------------ what is fair
+
+
+def test_sets(declares: Declaration) -> tuple[TestOn, ...]:
+    """The kinds of test images that a classifier trained on a scheme's output may be scored on."""
+    allowed = declares.protects_queries and not declares.uses_labels
+    return ("plain", "protected") if allowed else ("plain",)
+
+
+def declared_test_set(declares: Declaration) -> TestOn:
+    """The kind of images that such a classifier is meant for."""
+    return test_sets(declares)[-1]
+
+
+def require_fair(declares: Declaration, test_on: TestOn) -> None:
+    """Refuses a score that would mean nothing.
+
+    Raises:
+        TrainingError: The scheme may not be scored on such test images.
+    """
+    if test_on not in test_sets(declares):
+        why = "it reads the labels" if declares.uses_labels else "it does not protect queries"
+        raise TrainingError(
+            f"this scheme is never scored on {test_on} test images, because {why}: score it on "
+            "plain ones."
+        )
+
+
+def read_test_set(
+    declares: Declaration, test_on: TestOn, folders: Sequence[Path]
+) -> tuple[Ids, Labels, Images]:
+    """Reads the test images of one kind.
+
+    Args:
+        declares: The declaration of the scheme that the classifier was trained on.
+        test_on: `plain` reads ingested sets, `protected` sets that this scheme made.
+        folders: The sets, one a drop.
+
+    Returns:
+        Ids (published ones where protected), labels, images.
+
+    Raises:
+        TrainingError: The scheme may not be scored on such images.
+        SourceError: A set is of the other kind, or its own scheme does not protect queries.
+        CorruptError: Stored bytes disagree with their hashes.
+    """
+    require_fair(declares, test_on)
+    for folder in folders:
+        _require_kind(Manifest.load(folder), test_on, folder)
+    return read_split(folders, "test")
+
+
+def _require_kind(manifest: Manifest, test_on: TestOn, folder: Path) -> None:
+    wanted = "ingested" if test_on == "plain" else "protected"
+    if manifest.kind != wanted:
+        raise SourceError(
+            f"{folder} is an {manifest.kind} set, but {test_on} test images come from {wanted} "
+            "ones: name another folder."
+        )
+    stated = dict((manifest.scheme or {}).get("declaration") or {})
+    if wanted == "protected" and (
+        not stated.get("protects_queries") or stated.get("uses_labels", True)
+    ):
+        raise SourceError(
+            f"the scheme that made {folder} does not declare to protect queries without labels, so "
+            "no test image of it is scored: use plain test images."
+        )
+
+
+# ---------------------------------------------------------------------------------------- scoring
+
+
+def predict(
+    model: nn.Module,
+    card: ModelCard,
+    images: Images,
+    *,
+    batch_size: int = 256,
+    device: DeviceName = "auto",
+) -> npt.NDArray[np.float32]:
+    """The classifier's logits, in float32 whatever it was trained in.
+
+    Args:
+        model: The network; it is moved to the device and set to evaluation mode.
+        card: Its card: shape and normalisation.
+        images: uint8 (N, H, W, C) of the shape that it was trained on.
+        batch_size: Images at a time.
+        device: Where to compute.
+
+    Returns:
+        float32 (N, classes).
+
+    Raises:
+        TrainingError: The images have another shape or dtype, or a logit is not finite.
+    """
+    if images.dtype != np.uint8 or images.shape[1:] != card.shape:
+        raise TrainingError(
+            f"the model was trained on uint8 {card.shape} images, not {images.dtype} "
+            f"{images.shape[1:]}: bring the images to that shape."
+        )
+    place = choose_engine(device, "fp32").device
+    model = model.to(place).eval()
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    logits = np.empty((len(images), len(card.classes)), dtype=np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = pixels[start : start + batch_size].to(place).permute(0, 3, 1, 2)
+            answered = model(card.normaliser.apply(batch)).float().cpu().numpy()
+            logits[start : start + batch_size] = answered
+    if not np.isfinite(logits).all():
+        raise TrainingError("the model answers with NaN or infinity: its training diverged.")
+    return logits
+
+
+def evaluate(answers: Answers, confidence: float = CONFIDENCE) -> Scores:
+    """Scores answers.
+
+    Args:
+        answers: At least one.
+        confidence: Of the intervals, two-sided. They cover the draw of test images, not that of
+            the training's seed.
+
+    Raises:
+        TrainingError: No answer, a label without a logit, or logits that are not finite.
+    """
+    classes = _require_answers(answers)
+    said, right = answers.logits.argmax(axis=1), answers.correct
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (answers.labels, said), 1)
+    counts = confusion.sum(axis=1)
+    per_class = tuple(
+        (int(n), wilson(int(hits), int(n), confidence) if n else None)
+        for n, hits in zip(counts, np.diag(confusion), strict=True)
+    )
+    accuracy = wilson(int(right.sum()), len(right), confidence)
+    error = calibration_error(softmax(answers.logits), answers.labels)
+    return Scores(len(right), int(right.sum()), accuracy, error, per_class, confusion)
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> FloatArray:
+    """Probabilities float64 (N, classes) of logits, without overflow."""
+    shifted = logits.astype(np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+    total: FloatArray = shifted / shifted.sum(axis=1, keepdims=True)
+    return total
+
+
+def calibration_error(probabilities: FloatArray, labels: Labels, bins: int = BINS) -> float:
+    """The expected calibration error of the most probable class.
+
+    Args:
+        probabilities: (N, classes), rows sum to 1.
+        labels: int64 (N,).
+        bins: Equal parts of 0..1, each open below and closed above.
+
+    Returns:
+        The mean over images of |accuracy - confidence| of their bin, 0..1.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def lost(baseline: Answers, answers: Answers, confidence: float = CONFIDENCE) -> Interval:
+    """The accuracy that a scheme costs: the baseline's less its own, as fractions.
+
+    Where both answered the same images (equal ids), the interval is the paired one: images that
+    are hard for both then do not widen it.
+
+    Raises:
+        TrainingError: The same image has another label in the two.
+    """
+    if _same_images(baseline.ids, answers.ids):
+        return _paired_loss(baseline, answers, confidence)
+    ours, theirs = answers.correct, baseline.correct
+    return unpaired_difference(
+        (int(theirs.sum()), len(theirs)), (int(ours.sum()), len(ours)), confidence
+    )
+
+
+def _paired_loss(baseline: Answers, answers: Answers, confidence: float) -> Interval:
+    theirs, ours = _by_id(baseline), _by_id(answers)
+    if not np.array_equal(baseline.labels[theirs], answers.labels[ours]):
+        raise TrainingError(
+            "a test image has one label plain and another protected: the ids were mixed up, so "
+            "nothing can be compared; protect the set again."
+        )
+    first, second = baseline.correct[theirs], answers.correct[ours]
+    return paired_difference(
+        int((first & second).sum()), int((first & ~second).sum()),
+        int((~first & second).sum()), int((~first & ~second).sum()), confidence,
+    )  # fmt: skip
+
+
+def _by_id(answers: Answers) -> npt.NDArray[np.intp]:
+    assert answers.ids is not None  # noqa: S101  _same_images has looked
+    return np.lexsort(answers.ids.T[::-1])
+
+
+def _same_images(one: Ids | None, other: Ids | None) -> bool:
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    return np.array_equal(one[np.lexsort(one.T[::-1])], other[np.lexsort(other.T[::-1])])
+
+
+def _require_answers(answers: Answers) -> int:
+    logits, labels = answers.logits, answers.labels
+    if logits.ndim != 2 or len(logits) == 0 or labels.shape != (len(logits),):
+        raise TrainingError(f"{logits.shape} logits and {labels.shape} labels cannot be scored.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise TrainingError(
+            f"test labels reach from {labels.min()} to {labels.max()}, but the model knows "
+            f"{logits.shape[1]} classes: test it on the classes that it was trained on."
+        )
+    if not np.isfinite(logits).all():
+        raise TrainingError("the model answers with NaN or infinity: its training diverged.")
+    return int(logits.shape[1])
+
+
+# ------------------------------------------------------------------------------------- the record
+
+
+def evaluation_row(
+    card: ModelCard,
+    declares: Declaration,
+    test_on: TestOn,
+    answers: Answers,
+    baseline: Answers | None,
+    *,
+    model_name: str | None = None,
+    confidence: float = CONFIDENCE,
+) -> dict[str, Any]:
+    """One row of `evaluation.json`.
+
+    Args:
+        card: The classifier's.
+        declares: The declaration of the scheme that it was trained on.
+        test_on: What the answers are answers to.
+        answers: The classifier's.
+        baseline: Those of the classifier of the same architecture trained on plain images, to
+            plain test images; None where there is none.
+        model_name: The model's name in the settings, where it is not the architecture's.
+        confidence: Of the intervals.
+
+    Returns:
+        Plain JSON: fractions in 0..1, losses in percentage points (positive: the scheme costs
+        accuracy).
+
+    Raises:
+        TrainingError: The scheme may not be scored on such images, or the answers are malformed.
+    """
+    require_fair(declares, test_on)
+    scores = evaluate(answers, confidence)
+    loss = None if baseline is None else lost(baseline, answers, confidence)
+    return {
+        "scheme": card.scheme,
+        "model": model_name or card.architecture,
+        "test_on": test_on,
+        "declared": test_on == declared_test_set(declares),
+        "accuracy": scores.accuracy.value,
+        "low": scores.accuracy.low,
+        "high": scores.accuracy.high,
+        "n": scores.n,
+        "correct": scores.correct,
+        "baseline_accuracy": None if baseline is None else float(baseline.correct.mean()),
+        "loss_points": None if loss is None else 100 * loss.value,
+        "loss_low": None if loss is None else 100 * loss.low,
+        "loss_high": None if loss is None else 100 * loss.high,
+        "paired": baseline is not None and _same_images(baseline.ids, answers.ids),
+        "ece": scores.ece,
+        "per_class": [
+            _class_row(name, n, interval)
+            for name, (n, interval) in zip(card.classes, scores.per_class, strict=True)
+        ],
+        "confusion": scores.confusion.tolist(),
+        "train_seconds": card.seconds,
+        "images_per_second": card.images_per_second,
+    }
+
+
+def _class_row(name: str, n: int, interval: Interval | None) -> dict[str, Any]:
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    accuracy = None if interval is None else interval.value
+    return {"class": name, "n": n, "accuracy": accuracy, "low": low, "high": high}
+
+
+def write_evaluation(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `evaluation.json`: rows by scheme, model and test set.
+
+    Raises:
+        DiskFullError: The disk has no room.
+    """
+    ordered = sorted(rows, key=lambda row: (row["scheme"], row["model"], row["test_on"]))
+    write_json(path, {"schema": 1, "baseline": BASELINE, "rows": [dict(row) for row in ordered]})

@@ -1,0 +1,306 @@
+"""The loader, the plots, the pictures and what is derived from the figures."""
+
+import csv
+import io
+import shutil
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from report_project import NUMBERS, TITLES, TRAINED, lock, pictures
+from scipy.stats import beta
+
+from veilset.errors import CorruptError
+from veilset.report import plots, view, words
+from veilset.report.lineage import families, stages_of
+from veilset.report.load import load_inputs
+from veilset.report.model import ReportInputs
+from veilset.report.notes import zero_bound
+from veilset.report.pictures import as_picture, contact_sheet, data_uri, png
+
+
+@pytest.fixture(scope="module")
+def inputs(project: Path) -> ReportInputs:
+    return load_inputs(project)
+
+
+def parsed(svg: str) -> ET.Element:
+    return ET.fromstring(svg)  # noqa: S314  (our own output)
+
+
+def altered(project: Path, tmp_path: Path, name: str, content: str | bytes) -> Path:
+    root = Path(shutil.copytree(project, tmp_path / "copy"))
+    data = content.encode() if isinstance(content, str) else content
+    (root / name).write_bytes(data)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("reports/verdicts.json", "{"),
+        ("reports/verdicts.json", '{"schemes": {"a": {"templates": {"t": {"verdict": "fine"}}}}}'),
+        ("reports/evaluation.json", '{"rows": [{"scheme": "a"}]}'),
+        ("reports/evaluation.json", '{"rows": [], "x": NaN}'),
+        ("data/attacks/dp_pix/results.json", "[" * 100_000),
+        ("data/attacks/dp_pix/results.json", b"\xff\xfe"),
+        ("data/attacks/dp_pix/examples.npz", b"PK broken"),
+        ("data/ingested/2024-01/index.parquet", b"PAR1 broken"),
+        ("data/checks/2024-01/results.json", '{"results": [{"column": 3}]}'),
+        ("data/models/dp_pix-small_cnn/history.csv", "epoch,lr\nx,1\n"),
+        ("data/quarantine/2024-01/quarantine.csv", "name,why\na,b\n"),
+        ("dvc.lock", "stages: [1, 2"),
+        ("dvc.lock", "stages: 3"),
+    ],
+)
+def test_malformed_evidence_is_refused_by_path(
+    project: Path, tmp_path: Path, name: str, content: str | bytes
+) -> None:
+    root = altered(project, tmp_path, name, content)
+    with pytest.raises(CorruptError, match=Path(name).name):
+        load_inputs(root)
+
+
+def test_pickled_examples_are_refused(project: Path, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    hostile = pictures("dp_pix") | {"labels": np.array([{"a": 1}] * 8, dtype=object)}
+    np.savez(buffer, **hostile)
+    root = altered(project, tmp_path, "data/attacks/dp_pix/examples.npz", buffer.getvalue())
+    with pytest.raises(CorruptError):
+        load_inputs(root)
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype", "order"])
+def test_inconsistent_examples_are_refused(project: Path, tmp_path: Path, change: str) -> None:
+    arrays = pictures("dp_pix")
+    if change == "shape":
+        arrays["protected"] = arrays["protected"][:-1]
+    elif change == "dtype":
+        arrays["protected"] = arrays["protected"].astype(float)
+    else:
+        arrays["order"] = np.array([0, 8])
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    root = altered(project, tmp_path, "data/attacks/dp_pix/examples.npz", buffer.getvalue())
+    with pytest.raises(CorruptError):
+        load_inputs(root)
+
+
+def test_examples_come_in_their_order(inputs: ReportInputs) -> None:
+    raw = pictures("visualmixer")
+    assert np.array_equal(inputs.examples["visualmixer"].original, raw["original"][raw["order"]])
+
+
+def test_data_counts_leave_out_what_was_not_kept(inputs: ReportInputs) -> None:
+    drop = inputs.drops[0]
+    assert drop.counts is not None
+    assert {role: sum(names.values()) for role, names in drop.counts.items()} == drop.splits
+    assert (drop.duplicates, drop.near_duplicates, drop.groups) == (3, 4, 0)
+    assert drop.quarantined == {"truncated": 2, "animated": 1}
+
+
+def test_the_worst_attack_is_the_one_furthest_above_chance(inputs: ReportInputs) -> None:
+    rows = {row.name: row for row in view.scheme_rows(inputs)}
+    mixing = rows["pixel_block_mixing"].leak
+    assert mixing is not None
+    assert (mixing.worst.attack, mixing.template) == ("linkage", "public_release")
+    assert mixing.excess == pytest.approx((mixing.worst.high - 0.01) / 0.99)  # type: ignore[operator]
+
+
+def test_without_verdicts_the_strongest_sound_result_counts(inputs: ReportInputs) -> None:
+    bare = replace(inputs, verdicts=None)
+    rows = {row.name: row for row in view.scheme_rows(bare)}
+    assert rows["visualmixer"].overall is None
+    leak = rows["visualmixer"].leak
+    assert leak is not None
+    assert leak.worst.attack == "linkage"
+    unsound = rows["image_to_perturbation"].leak
+    assert unsound is not None
+    assert unsound.worst.attack in ("known_pairs", "reconstruction")
+    assert view.points(bare) == ()
+
+
+def test_schemes_are_ordered_best_first_and_plain_last(inputs: ReportInputs) -> None:
+    names = [row.name for row in view.scheme_rows(inputs)]
+    assert names == ["dp_pix", "image_to_perturbation", "visualmixer", "pixel_block_mixing",
+                     "plain"]  # fmt: skip
+
+
+def test_schemes_are_compared_by_one_model(inputs: ReportInputs) -> None:
+    assert view.compared_model(inputs) == "small_cnn"
+    used = {row.utility.model for row in view.scheme_rows(inputs) if row.utility}
+    assert used == {"small_cnn"}
+    uses = {row.name: row.utility.test_on for row in view.scheme_rows(inputs) if row.utility}
+    assert uses["pixel_block_mixing"] == "plain"
+    assert uses["visualmixer"] == "protected"
+
+
+def test_a_result_without_a_finding_gets_no_verdict(inputs: ReportInputs) -> None:
+    file = inputs.attacks["dp_pix"]
+    extra = file.results[0].model_copy(update={"attack": "new", "title": "New"})
+    attacks = {**inputs.attacks, "dp_pix": file.model_copy(update={"results": (extra,)})}
+    changed = replace(inputs, attacks=attacks)
+    rows = view.matrix(changed, view.scheme_rows(changed))
+    line = next(row for row in rows if row.attack == "new")
+    assert [cell.word if cell else None for cell in line.cells] == ["no verdict", *[None] * 4]
+
+
+def test_csvs_for_dvc(inputs: ReportInputs, tmp_path: Path) -> None:
+    points = view.points(inputs)
+    plots.write_csvs(tmp_path / "plots", points, inputs.models)
+    with (tmp_path / "plots/privacy_utility.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["scheme", "accuracy", "accuracy_low", "accuracy_high", "leakage",
+                             "leakage_low", "leakage_high", "attacker"]  # fmt: skip
+    assert {row["scheme"]: float(row["accuracy"]) for row in rows} == {
+        name: numbers[0] for name, numbers in NUMBERS.items()
+    }
+    with (tmp_path / "plots/history.csv").open() as file:
+        epochs = list(csv.DictReader(file))
+    assert len(epochs) == 12 * len(TRAINED)
+    assert epochs[0]["validation_loss"] == ""
+
+
+def test_plot_is_accessible_deterministic_and_complete(inputs: ReportInputs) -> None:
+    points = view.points(inputs)
+    text = plots.privacy_utility(points, 0.975)
+    assert text == plots.privacy_utility(points, 0.975)
+    svg = parsed(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert [svg[0].tag, svg[1].tag] == [f"{space}title", f"{space}desc"]
+    tips = [element.text or "" for element in svg.iter(f"{space}title")][1:]
+    assert len(tips) == len(points)
+    shown = {"".join(element.itertext()).strip() for element in svg.iter(f"{space}text")}
+    assert set(TITLES.values()) <= shown
+    assert not list(svg.iter(f"{space}metadata"))
+    assert not list(svg.iter(f"{space}style"))
+
+
+def test_plots_on_one_page_share_no_id(inputs: ReportInputs) -> None:
+    texts = [plots.training(inputs.models[:2], name) for name in ("a", "b")]
+    ids = [{e.get("id") for e in parsed(text).iter() if e.get("id")} for text in texts]
+    assert all(ids)
+    assert not ids[0] & ids[1]
+
+
+def test_labels_of_points_in_one_place_do_not_lie_on_each_other(inputs: ReportInputs) -> None:
+    point = view.points(inputs)[0]
+    same = [replace(point, title=f"Scheme {letter}") for letter in "ABCD"]
+    svg = parsed(plots.privacy_utility(same))
+    texts = list(svg.iter("{http://www.w3.org/2000/svg}text"))
+    places = {e.get("transform") for e in texts if "Scheme" in "".join(e.itertext())}
+    assert len(places) == 4
+
+
+def test_plot_survives_no_points_and_odd_titles(inputs: ReportInputs) -> None:
+    assert "No scheme has both figures." in plots.privacy_utility(())
+    odd = replace(view.points(inputs)[0], title="<b>$\\frac{1}{2}$ & ]]>")
+    assert "<b>$" in "".join(parsed(plots.privacy_utility([odd])).itertext())
+
+
+def test_plot_does_not_touch_global_settings(inputs: ReportInputs) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    plots.privacy_utility_png(view.points(inputs))
+    assert dict(mpl.rcParams) == before
+
+
+def test_plot_as_png(inputs: ReportInputs) -> None:
+    data = plots.privacy_utility_png(view.points(inputs), 0.9)
+    picture = Image.open(io.BytesIO(data))
+    assert min(picture.size) > 400
+    assert "Software" not in picture.info
+    assert data == plots.privacy_utility_png(view.points(inputs), 0.9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_keeps_every_pixel(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, channels), dtype=np.uint8)
+    back = np.asarray(Image.open(io.BytesIO(png(as_picture(image)))))
+    assert np.array_equal(back.reshape(image.shape), image)
+    assert data_uri(image).startswith("data:image/png;base64,")
+
+
+@given(rows=st.integers(1, 4), count=st.integers(1, 5), scale=st.integers(1, 4))
+def test_contact_sheet_holds_every_image_magnified(rows: int, count: int, scale: int) -> None:
+    rng = np.random.default_rng(rows * 100 + count * 10 + scale)
+    groups = [
+        (f"Scheme {row}", rng.integers(0, 256, (count, 5, 6, 1 + 2 * (row % 2)), dtype=np.uint8))
+        for row in range(rows)
+    ]
+    sheet = contact_sheet(groups, scale)
+    pixels = np.asarray(sheet)
+    assert sheet.mode == "RGB"
+    for line, (_, images) in enumerate(groups):
+        top = 6 + line * (5 * scale + 6)
+        for column, image in enumerate(images):
+            left = sheet.width - (count - column) * (6 * scale + 6)
+            part = pixels[top : top + 5 * scale : scale, left : left + 6 * scale : scale]
+            assert np.array_equal(part, np.broadcast_to(image, (5, 6, 3)))
+
+
+def test_contact_sheet_refuses_rows_that_do_not_match() -> None:
+    one, two = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="same number"):
+        contact_sheet([("a", one), ("b", two)])
+    with pytest.raises(ValueError, match="scale"):
+        contact_sheet([("a", one)], 0)
+    with pytest.raises(ValueError, match="rows"):
+        contact_sheet([])
+
+
+def test_lineage_follows_outputs_into_folders_and_out_of_them() -> None:
+    stages = {stage.name: stage for stage in stages_of(lock())}
+    assert stages["ingest@2024-01"].level == 0
+    assert stages["attack@dp_pix"].needs == ("protect@dp_pix",)
+    assert len(stages["evaluate"].needs) == len(NUMBERS)
+    assert families(tuple(stages.values()))[0] == [("ingest", 1)]
+    assert ("train", 5) in families(tuple(stages.values()))[2]
+
+
+def test_lineage_digests_change_with_params_and_outputs() -> None:
+    before = {stage.name: stage for stage in stages_of(lock())}["protect@dp_pix"]
+    changed = lock()
+    changed["stages"]["protect@dp_pix"]["params"]["params.yaml"]["seed"] = 2
+    changed["stages"]["protect@dp_pix"]["outs"][0]["md5"] = "e" * 32
+    after = {stage.name: stage for stage in stages_of(changed)}["protect@dp_pix"]
+    assert before.params != after.params
+    assert before.outs != after.outs
+
+
+def test_lineage_refuses_a_circle() -> None:
+    stages = {
+        "a": {"deps": [{"path": "y"}], "outs": [{"path": "x"}]},
+        "b": {"deps": [{"path": "x"}], "outs": [{"path": "y"}]},
+    }
+    with pytest.raises(ValueError, match="circle"):
+        stages_of({"stages": stages})
+
+
+@given(st.integers(1, 100_000))
+def test_bound_after_no_success_is_clopper_pearson(targets: int) -> None:
+    assert zero_bound(targets) == pytest.approx(beta.ppf(0.975, 1, targets))
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_shares_read_as_per_cent(low: float, high: float) -> None:
+    shown = words.interval(low, high, "rank1").removesuffix(" %").split(" to ")
+    assert [float(text) for text in shown] == pytest.approx([100 * low, 100 * high], abs=0.051)
+
+
+def test_words() -> None:
+    assert words.figure(None) == "not available"
+    assert words.figure(0.5, "auc") == "0.500"
+    assert words.points(-1.25) in ("−1.2", "−1.3")
+    assert words.number(1234567) == "1\u202f234\u202f567"
+    assert words.seconds(600) == "10.0 min"
+    assert words.plain({"b": [1, 2.5], "a": None}) == "a not available, b 1, 2.5"
+    assert words.plain("ab" * 32) == "abababababababab…"
+    assert words.listed(["a"]) == "a"
+    assert words.listed(["a", "b", "c"]) == "a, b and c"
