@@ -108,6 +108,10 @@ class DropSettings(Params):
     source: str = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
 
+    def spec(self) -> Block:
+        """The block that opens the source."""
+        return self.model_dump()
+
 
 class Drops(Params):
     """All of `drops.yaml`: the order of the drops, and a block for each."""

@@ -92,7 +92,9 @@ stages:
     outs:
       - reports/index.html
 """
-PARAMS = "data:\n  name: toy\nscheme:\n  plain: {}\n  noise:\n    strength: 3\n    inner: {a: [1, 2]}\n"
+PARAMS = (
+    "data:\n  name: toy\nscheme:\n  plain: {}\n  noise:\n    strength: 3\n    inner: {a: [1, 2]}\n"
+)
 
 
 def run(root: Path, *command: str) -> None:

@@ -45,10 +45,13 @@ def test_the_lock_is_read_as_dvc_wrote_it(original: Path) -> None:
     assert set(stages) == STAGES
     protect = stages["protect@noise-first"]
     assert (protect.kind, protect.item) == ("protect", "noise-first")
-    assert protect.params == {"params.yaml": {"scheme.noise": {"strength": 3,
-                                                              "inner": {"a": [1, 2]}}}}
-    assert [dep.path for dep in protect.deps] == ["data/ingested/first",
-                                                  "keys/protection.fingerprint"]
+    assert protect.params == {
+        "params.yaml": {"scheme.noise": {"strength": 3, "inner": {"a": [1, 2]}}}
+    }
+    assert [dep.path for dep in protect.deps] == [
+        "data/ingested/first",
+        "keys/protection.fingerprint",
+    ]
     (out,) = protect.outs
     assert out.path == "data/protected/noise/first"
     assert out.md5.endswith(".dir") and len(out.md5) == 36
@@ -60,7 +63,8 @@ def test_members_of_a_folder_are_what_the_cache_lists(original: Path) -> None:
     out = next(s for s in read_lock(original) if s.name == "protect@noise-first").outs[0]
     members = folder_members(original, out)
     assert members == {
-        name: file_md5(original / out.path / name) for name in ("manifest.json", "train-00000.arrow")
+        name: file_md5(original / out.path / name)
+        for name in ("manifest.json", "train-00000.arrow")
     }
     assert folder_members(original, Entry("x", "0" * 32 + ".dir")) is None
 
@@ -105,8 +109,14 @@ def test_the_same_result_has_the_same_key() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["stages: [", "stages: 3", "- a", "stages: {a: {}}", "stages: {a: {cmd: x, outs: [{}]}}",
-     "stages: {a: {cmd: x, params: 3}}"],
+    [
+        "stages: [",
+        "stages: 3",
+        "- a",
+        "stages: {a: {}}",
+        "stages: {a: {cmd: x, outs: [{}]}}",
+        "stages: {a: {cmd: x, params: 3}}",
+    ],
 )
 def test_a_spoilt_lock_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(text)
@@ -161,7 +171,9 @@ def test_a_stage_runs_is_restored_or_left_alone(project: Path) -> None:
     stage.write_text(stage.read_text() + "print('spoke', flush=True)\n")
     settings = project / "dvc.yaml"
     before = settings.read_text()
-    settings.write_text(before.replace("toy_stage.py check ${item}", "-u toy_stage.py check ${item}"))
+    settings.write_text(
+        before.replace("toy_stage.py check ${item}", "-u toy_stage.py check ${item}")
+    )
     assert reproduce("check@first", project, lines.append) == "ran"
     assert "spoke" in lines
     settings.write_text(before)
@@ -183,7 +195,7 @@ def test_a_failing_stage_raises_its_own_sentence(project: Path) -> None:
 
 def test_an_unknown_stage_is_named(project: Path) -> None:
     with pytest.raises(StageError, match="nonsense"):
-        reproduce("nonsense", project, lambda line: None)
+        reproduce("nonsense", project, [].append)
 
 
 def test_a_held_lock_is_busy(project: Path) -> None:
@@ -199,6 +211,6 @@ def test_a_held_lock_is_busy(project: Path) -> None:
         try:
             assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
             with pytest.raises(BusyError, match="another DVC command"):
-                reproduce("check@first", project, lambda line: None)
+                reproduce("check@first", project, [].append)
         finally:
             holder.kill()

@@ -66,6 +66,11 @@ def run_of(root: Path, stage: str) -> Any:
     return run
 
 
+def forget(root: Path, *stages: str) -> None:
+    for stage in stages:
+        client(root).delete_run(run_of(root, stage).info.run_id)
+
+
 def artifacts(root: Path, run: Any) -> dict[str, bytes]:
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     return {
@@ -127,14 +132,10 @@ def test_no_original_is_logged_unless_asked_for(
     assert set(artifacts(root, run_of(root, "attack@plain"))) == {"results.json"}
     assert artifacts(root, run_of(root, "report")) == {}
     assert artifacts(root, run_of(root, "ingest@first")) == {}
-    address = f"sqlite:///{store / 'open.db'}"
-    sync(store, address, log_originals=True, report_is_clean=True)
-    from mlflow.tracking import MlflowClient
-
-    one = MlflowClient(tracking_uri=address, registry_uri=address)
-    found = {run.data.tags["veilset.stage_name"]: run for run in one.search_runs(["1"])}
-    assert "examples.png" in artifacts(store, found["attack@plain"])
-    assert set(artifacts(store, found["report"])) == {"index.html"}
+    forget(store, "attack@plain", "report")
+    sync(store, log_originals=True, report_is_clean=True)
+    assert "examples.png" in artifacts(store, run_of(store, "attack@plain"))
+    assert set(artifacts(store, run_of(store, "report"))) == {"index.html"}
 
 
 def test_the_model_is_found_by_the_data_it_was_trained_and_tested_on(
@@ -276,7 +277,7 @@ def test_another_version_is_added_and_history_stays(store: Path) -> None:
 
 
 def test_a_changed_file_is_never_recorded_as_the_version(store: Path) -> None:
-    (store / "mlflow.db").unlink()
+    forget(store, "gate", "report")
     (store / "reports/verdicts.json").write_text('{"schema": 1, "schemes": {"forged": {}}}')
     with pytest.raises(AuditError, match=r"reports/verdicts\.json is not the version"):
         sync(store)
@@ -297,7 +298,7 @@ def test_a_changed_file_in_a_folder_is_noticed_without_the_cache(store: Path) ->
 
 
 def test_absent_files_are_recorded_as_absent_and_completed_later(store: Path) -> None:
-    (store / "mlflow.db").unlink()
+    forget(store, "attack@noise")
     hidden = store.parent / "hidden"
     shutil.move(store / "data/attacks/noise", hidden)
     report = sync(store)
@@ -331,9 +332,10 @@ def test_two_syncs_at_once_do_not_double_runs(store: Path) -> None:
         sync(store)
 
 
-def test_a_store_out_of_reach_is_one_sentence(original: Path) -> None:
+def test_a_store_that_cannot_be_used_is_one_sentence(original: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(AuditError, match="cannot be used") as caught:
-        check(original, "sqlite:////nonexistent/place/mlflow.db")
+        check(original, f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert "\n" not in str(caught.value)
 
 

@@ -19,8 +19,14 @@ def ingest(drop: str) -> None:
         images = generator.integers(0, 256, (rows, *SHAPE), dtype=np.uint8)
         ids = generator.integers(0, 256, (rows, 16), dtype=np.uint8)
         parts[split] = (ids, np.arange(rows) % 2, images, {})
-    write_set(Path(f"data/ingested/{drop}"), kind="ingested", dataset="toy",
-              classes=("cat", "dog"), parts=parts, notes={"held_back": 2})
+    write_set(
+        Path(f"data/ingested/{drop}"),
+        kind="ingested",
+        dataset="toy",
+        classes=("cat", "dog"),
+        parts=parts,
+        notes={"held_back": 2},
+    )
 
 
 def check(drop: str) -> None:
@@ -37,10 +43,22 @@ def protect(scheme: str, drop: str) -> None:
     flip = 255 if scheme == "noise" else 0
     part = (plain.ids("train"), plain.labels("train"), plain.images("train") ^ np.uint8(flip), {})
     fingerprint = Path("keys/protection.fingerprint").read_text().strip()
-    write_set(Path(f"data/protected/{scheme}/{drop}"), kind="protected", dataset="toy",
-              classes=("cat", "dog"), parts={"train": part}, key_fingerprint=fingerprint,
-              scheme={"name": scheme, "title": scheme.title(), "version": 1,
-                      "parameters": {"strength": 3}, "declaration": {}, "fitted_hash": ""})
+    write_set(
+        Path(f"data/protected/{scheme}/{drop}"),
+        kind="protected",
+        dataset="toy",
+        classes=("cat", "dog"),
+        parts={"train": part},
+        key_fingerprint=fingerprint,
+        scheme={
+            "name": scheme,
+            "title": scheme.title(),
+            "version": 1,
+            "parameters": {"strength": 3},
+            "declaration": {},
+            "fitted_hash": "",
+        },
+    )
 
 
 def attack(scheme: str) -> None:
@@ -49,15 +67,37 @@ def attack(scheme: str) -> None:
     protected = ImageSet.open(Path(f"data/protected/{scheme}/first")).images("train")
     original = ImageSet.open(Path("data/ingested/first")).images("train")
     anchor = {"value": 0.1, "low": 0.0, "high": 0.2}
-    linkage = {"attack": "linkage", "attacker": "public_release", "applicable": True,
-               "metric": "rank1", "value": 0.5, "low": 0.25, "high": 0.75, "chance": 0.01,
-               "control": anchor, "oracle": anchor, "residual": None, "status": "ok"}
-    skipped = {"attack": "person", "attacker": "public_release", "applicable": False,
-               "reason": "no groups", "value": None}
+    linkage = {
+        "attack": "linkage",
+        "attacker": "public_release",
+        "applicable": True,
+        "metric": "rank1",
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "chance": 0.01,
+        "control": anchor,
+        "oracle": anchor,
+        "residual": None,
+        "status": "ok",
+    }
+    skipped = {
+        "attack": "person",
+        "attacker": "public_release",
+        "applicable": False,
+        "reason": "no groups",
+        "value": None,
+    }
     document = {"schema": 1, "scheme": scheme, "results": [linkage, skipped]}
     (folder / "results.json").write_text(json.dumps(document))
-    np.savez(folder / "examples.npz", original=original, protected=protected,
-             reconstruction=original, labels=np.zeros(len(original)), order=np.arange(9))
+    np.savez(
+        folder / "examples.npz",
+        original=original,
+        protected=protected,
+        reconstruction=original,
+        labels=np.zeros(len(original)),
+        order=np.arange(9),
+    )
 
 
 def train(scheme: str, model: str) -> None:
@@ -86,19 +126,38 @@ def train(scheme: str, model: str) -> None:
 
 
 def evaluate() -> None:
-    row = {"scheme": "noise", "model": "tiny", "test_on": "plain", "declared": True,
-           "accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 8, "correct": 5,
-           "baseline_accuracy": 0.75, "loss_points": 12.5, "loss_low": 10.0, "loss_high": 15.0,
-           "ece": 0.125}
+    row = {
+        "scheme": "noise",
+        "model": "tiny",
+        "test_on": "plain",
+        "declared": True,
+        "accuracy": 0.625,
+        "low": 0.5,
+        "high": 0.75,
+        "n": 8,
+        "correct": 5,
+        "baseline_accuracy": 0.75,
+        "loss_points": 12.5,
+        "loss_low": 10.0,
+        "loss_high": 15.0,
+        "ece": 0.125,
+    }
     write("evaluation.json", {"schema": 1, "baseline": "plain", "rows": [row]})
 
 
 def gate() -> None:
-    worst = {"attack": "linkage", "value": 0.5, "low": 0.25, "high": 0.75, "threshold": 0.1,
-             "chance": 0.01}
-    templates = {"public_release": {"verdict": "fail", "words": "Linkage is too easy.",
-                                    "worst": worst},
-                 "outside_trainer": {"verdict": "pass", "words": "Fine.", "worst": None}}
+    worst = {
+        "attack": "linkage",
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "threshold": 0.1,
+        "chance": 0.01,
+    }
+    templates = {
+        "public_release": {"verdict": "fail", "words": "Linkage is too easy.", "worst": worst},
+        "outside_trainer": {"verdict": "pass", "words": "Fine.", "worst": None},
+    }
     scheme = {"title": "Noise", "templates": templates, "key_space_bits": 96}
     write("verdicts.json", {"schema": 1, "schemes": {"noise": scheme}})
 

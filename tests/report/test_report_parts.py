@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from report_project import NUMBERS, TITLES, TRAINED, lock, pictures
@@ -227,6 +227,7 @@ def test_png_keeps_every_pixel(channels: int) -> None:
     assert data_uri(image).startswith("data:image/png;base64,")
 
 
+@settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 4), count=st.integers(1, 5), scale=st.integers(1, 4))
 def test_contact_sheet_holds_every_image_magnified(rows: int, count: int, scale: int) -> None:
     rng = np.random.default_rng(rows * 100 + count * 10 + scale)

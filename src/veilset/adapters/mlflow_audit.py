@@ -119,9 +119,11 @@ def sync(
         BusyError: Another sync of this project is running.
     """
     place = _workspace(root, log_originals=log_originals, report_is_clean=report_is_clean)
+    # Before our own lock file makes the project look changed.
+    when = _when(root)
     with locked(root / "mlflow.db"), _quiet_mlflow():
         store = _Store.open(place, tracking_address(root, tracking_uri))
-        return store.sync()
+        return store.sync(when)
 
 
 def check(root: Path, tracking_uri: str | None = None) -> tuple[Difference, ...]:
@@ -166,17 +168,19 @@ class _Store:
     experiment: str
     runs: dict[str, list[Any]]
     models: dict[str, str] = field(default_factory=dict)
+    new_models: bool = False
 
     @classmethod
     def open(cls, place: Workspace, address: str) -> "_Store":
         """Connects, migrates an older database, and reads which results are on record."""
         from mlflow.exceptions import MlflowException  # noqa: PLC0415 - seconds to import
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         try:
             client = _connect(address)
             experiment = _experiment(client, place, address)
             runs = _runs_by_key(client, experiment)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise AuditError(
                 f"The audit store {address} cannot be used ({reason}): see that it is reachable "
@@ -184,13 +188,13 @@ class _Store:
             ) from None
         return cls(place, client, address, experiment, runs)
 
-    def sync(self) -> SyncReport:
-        """Records every result that is not on record."""
+    def sync(self, when: Mapping[str, str]) -> SyncReport:
+        """Records every result that is not on record, with the tags `when`."""
         done: dict[str, list[str]] = {"created": [], "rewritten": [], "unchanged": []}
         faults: list[AuditError] = []
         for stage in self.place.stages:
             try:
-                done[self._sync_stage(stage, new_models=bool(done["rewritten"]))].append(stage.name)
+                done[self._sync_stage(stage, when)].append(stage.name)
             except AuditError as error:
                 faults.append(error)
         if faults:
@@ -202,16 +206,18 @@ class _Store:
             **{name: tuple(stages) for name, stages in done.items()},
         )  # fmt: skip
 
-    def _sync_stage(self, stage: StageRecord, *, new_models: bool) -> str:
+    def _sync_stage(self, stage: StageRecord, when: Mapping[str, str]) -> str:
         found = self.runs.get(stage_key(stage), [])
         sound = [run for run in found if self._is_sound(run, stage)]
-        if sound and not (new_models and stage.kind == "evaluate"):
+        # What was measured on a model is linked to its record: to a new one, anew.
+        if sound and not (self.new_models and stage.kind == "evaluate"):
             self._remember_model(stage.name, sound[0])
             return "unchanged"
         record = make_record(self.place, stage)
         for run in found:
             self._forget(run)
-        self._write(record)
+        self._write(record, when)
+        self.new_models |= record.model is not None
         return "rewritten" if found else "created"
 
     def _is_sound(self, run: Any, stage: StageRecord) -> bool:
@@ -234,8 +240,8 @@ class _Store:
             self.client.delete_logged_model(model.model_id)
         self.client.delete_run(run.info.run_id)
 
-    def _write(self, record: RunRecord) -> None:
-        tags = dict(record.tags) | _when(self.place.root)
+    def _write(self, record: RunRecord, when: Mapping[str, str]) -> None:
+        tags = dict(record.tags) | dict(when)
         run = self.client.create_run(self.experiment, run_name=record.stage.name, tags=tags)
         run_id = run.info.run_id
         self._log_inputs(run_id, record.uses)

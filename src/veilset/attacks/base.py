@@ -427,6 +427,10 @@ class Attack(ABC, Generic[P, F]):
     def _chosen(self, fitted: F) -> tuple[str, Mapping[str, float]]:
         """The variant chosen on the tuning part, and what each variant scored there."""
 
+    def _eligible(self, case: Case) -> IntArray:
+        """The rows of the case that can be targets."""
+        return np.arange(len(case.release.images), dtype=np.int64)
+
     def _targets(self) -> int:
         return int(getattr(self.params, "targets", MIN_TARGETS))
 
@@ -457,7 +461,7 @@ class Attack(ABC, Generic[P, F]):
 
     def _run(self, case: Case, progress: Progress | None) -> AttackResult:
         draws = _generators(case.attacker.seed, self.name)
-        case = case.sample(self._targets(), next(draws))
+        case = case.take(self._eligible(case)).sample(self._targets(), next(draws))
         fitted = self._fit(case.release, case.attacker, next(draws), progress, None)
         main = self._measure(fitted, case, next(draws))
         control = self._measure(fitted, case.control(next(draws)), next(draws))

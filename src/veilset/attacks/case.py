@@ -100,6 +100,99 @@ def load_case(
     return Case(release=release, attacker=attacker, truth=truth)
 
 
+def case_from_originals(
+    release: ImageSet,
+    originals: ImageSet,
+    scheme: Scheme[Any],
+    key: Key,
+    *,
+    seed: int,
+    effort: Effort,
+    device: str = "cpu",
+) -> Case:
+    """The case of a release whose originals and key are at hand, outside a pipeline.
+
+    Originals that were not released are the attacker's. Where there are fewer than a quarter of
+    them, a quarter of all is drawn for her, and what was released of those is no target.
+
+    Args:
+        release: The protected set.
+        originals: The plain set, ingested with the ids secret of the release.
+        scheme: The algorithm and parameters that made the release.
+        key: The owner's key, by which published ids are linked; no attack sees it.
+        seed: Of all draws.
+        effort: `quick` or `full`.
+        device: Where the attacker trains, as torch names it.
+
+    Raises:
+        SettingsError: No released image is found among the originals.
+    """
+    rng = np.random.default_rng([seed, 0])
+    plain = _everything(originals, rng)
+    published = [row.tobytes() for row in scheme.stream(key).published_ids(plain.ids)]
+    places = {
+        row.tobytes(): (split, number)
+        for split in release.splits
+        for number, row in enumerate(release.ids(split))
+    }
+    released = np.array([name in places for name in published], dtype=bool)
+    if not released.any():
+        raise SettingsError(
+            f"no image of {release.folder} is found among the originals: give the very originals, "
+            "and the key and ids key that it was made with."
+        )
+    auxiliary = ~released
+    if auxiliary.sum() * 4 < len(released):
+        auxiliary = np.zeros(len(released), dtype=bool)
+        auxiliary[rng.choice(len(released), max(1, len(released) // 4), replace=False)] = True
+    rows = np.flatnonzero(released & ~auxiliary)[:MAX_TARGETS]
+    shown = [places[published[row]] for row in rows]
+    own = np.flatnonzero(auxiliary)
+    return Case(
+        release=_pick(release, shown, scheme),
+        attacker=Attacker(
+            images=plain.images[own], labels=plain.labels[own], ids=plain.ids[own],
+            groups=plain.groups[own], key=attacker_key(seed), seed=seed, device=device,
+            effort=effort,
+        ),
+        truth=Truth(
+            originals=plain.images[rows], groups=plain.groups[rows],
+            ids=np.array([plain.ids[row].tobytes().hex() for row in rows], dtype=object),
+        ),
+    )  # fmt: skip
+
+
+def _everything(images: ImageSet, rng: np.random.Generator) -> _Rows:
+    """All splits as one, in random order, at most as many rows as one case can use."""
+    parts = [_gather([images.folder], split, MAX_AUXILIARY, rng) for split in images.splits]
+    found = [part for part in parts if part is not None]
+    order = rng.permutation(sum(len(part.labels) for part in found))[:MAX_AUXILIARY]
+    return _Rows(
+        images=np.concatenate([part.images for part in found])[order],
+        labels=np.concatenate([part.labels for part in found])[order],
+        ids=np.concatenate([part.ids for part in found])[order],
+        groups=np.concatenate([part.groups for part in found])[order],
+    )
+
+
+def _pick(images: ImageSet, places: Sequence[tuple[str, int]], scheme: Scheme[Any]) -> Release:
+    """Released rows by split and number, in the order given."""
+    pixels = np.empty((len(places), *images.shape), dtype=np.uint8)
+    labels = np.empty(len(places), dtype=np.int64)
+    side: Columns = {}
+    for split in images.splits:
+        at = np.array([i for i, (name, _) in enumerate(places) if name == split], dtype=np.int64)
+        if len(at) == 0:
+            continue
+        rows = np.array([places[i][1] for i in at], dtype=np.int64)
+        pixels[at], labels[at] = images.images(split, rows), images.labels(split)[rows]
+        for name in images.manifest.columns:
+            values = images.column(split, name)[rows]
+            side.setdefault(name, np.empty((len(places), *values.shape[1:]), values.dtype))
+            side[name][at] = values
+    return Release(images=pixels, labels=labels, scheme=scheme, side=side)
+
+
 def attacker_key(seed: int) -> Key:
     """The key that the attacker of this seed uses for her own images: public, never the owner's."""
     return Key(hashlib.sha256(f"veilset attacker's own key {seed}".encode()).digest())

@@ -6,7 +6,7 @@ with every measure on her own images under her own key, and uses the best on the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
-from veilset.attacks.base import Attacker, Release, rank_frame
+from veilset.attacks.base import Attacker, Release
 from veilset.errors import ProtectionError
 from veilset.keys import derive_key
-from veilset.metrics.retrieval import draw_galleries, pick, squared_distances
+from veilset.metrics.retrieval import draw_galleries, pick, places, squared_distances
 from veilset.schemes.base import ArrayPool, Scheme
 from veilset.types import BoolArray, FloatArray, Images, IntArray, Labels
 
-Planes = npt.NDArray[np.floating]
-"""Images as floating-point grey levels 0..255, (N, H, W, C)."""
+Planes = npt.NDArray[np.number[Any]]
+"""Images as grey levels 0..255 of any numeric type, (N, H, W, C)."""
 
 MAX_SIDE = 48
 """Pixel features of larger images are averaged down to this side."""
@@ -31,7 +31,7 @@ MAX_SIDE = 48
 # --- Features: planes (N, H, W, C) -> float (N, D) --------------------------------------------
 
 
-def area_resize(images: Planes | Images, height: int, width: int) -> FloatArray:
+def area_resize(images: Planes, height: int, width: int) -> FloatArray:
     """Averages images down (or repeats them up) to another size by exact pixel areas.
 
     Args:
@@ -55,7 +55,7 @@ def _areas(old: int, new: int) -> FloatArray:
     edges = np.arange(new + 1) * old / new
     starts, ends = np.arange(old), np.arange(old) + 1
     overlap = np.minimum(edges[1:, None], ends) - np.maximum(edges[:-1, None], starts)
-    return np.maximum(overlap, 0.0) * new / old
+    return np.asarray(np.maximum(overlap, 0.0) * new / old)
 
 
 def _flat(images: Planes) -> FloatArray:
@@ -172,7 +172,7 @@ def region_sizes(scheme: Scheme[Any] | None) -> set[int]:
 class Measure(Protocol):
     """Compares views of released images with candidates."""
 
-    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+    def distances(self, views: Planes, candidates: Planes) -> FloatArray:
         """float64 (T, N); smaller is more alike."""
 
 
@@ -182,7 +182,7 @@ class Plainly:
 
     feature: Feature
 
-    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+    def distances(self, views: Planes, candidates: Planes) -> FloatArray:
         """float64 (T, N)."""
         return squared_distances(self.feature(views), self.feature(candidates))
 
@@ -206,7 +206,7 @@ class Aligned:
     there: FloatArray
     either_sign: bool = False
 
-    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+    def distances(self, views: Planes, candidates: Planes) -> FloatArray:
         """float64 (T, N), 0..2."""
         query = _unit((self.feature(views) - self.here[0]) / self.here[1])
         known = _unit((self.feature(candidates) - self.there[0]) / self.there[1])
@@ -220,7 +220,7 @@ class Agreement:
 
     quantile: float
 
-    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+    def distances(self, views: Planes, candidates: Planes) -> FloatArray:
         """float64 (T, N), in grey levels."""
         mine, theirs = (_pixels(p).astype(np.float32) for p in (views, candidates))
         place = int(self.quantile * (mine.shape[1] - 1))
@@ -248,7 +248,7 @@ class BlockVote:
     rows: int
     columns: int
 
-    def distances(self, views: Planes, candidates: Planes | Images) -> FloatArray:
+    def distances(self, views: Planes, candidates: Planes) -> FloatArray:
         """float64 (T, N), minus the share of votes; a tie splits a vote."""
         mine, theirs = self._blocks(views), self._blocks(candidates)
         votes = np.zeros((len(views), len(candidates)))
@@ -256,9 +256,9 @@ class BlockVote:
             apart = squared_distances(mine[:, place], theirs[:, place])
             nearest = apart <= apart.min(axis=1, keepdims=True) + 1e-6
             votes += nearest / nearest.sum(axis=1, keepdims=True)
-        return -votes / mine.shape[1]
+        return np.asarray(-votes / mine.shape[1])
 
-    def _blocks(self, images: Planes | Images) -> FloatArray:
+    def _blocks(self, images: Planes) -> FloatArray:
         n, height, width, channels = images.shape
         down, right = height // self.rows, width // self.columns
         cut = np.asarray(images[:, : down * self.rows, : right * self.columns], dtype=np.float64)
@@ -267,7 +267,7 @@ class BlockVote:
 
 
 def _unit(rows: FloatArray) -> FloatArray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def _usual(values: FloatArray) -> FloatArray:
@@ -277,15 +277,15 @@ def _usual(values: FloatArray) -> FloatArray:
 
 
 def measures_for(
-    views: Planes, plain: Planes | Images, features: Mapping[str, Feature], votes: bool
+    views: Planes, plain: Planes, scheme: Scheme[Any] | None, copies: bool
 ) -> dict[str, Measure]:
     """Every measure, standardised on the attacker's own images.
 
     Args:
         views: Views of her protected images, (M, H, W, C).
         plain: The plain images they stand for.
-        features: Features by name.
-        votes: Add those that compare pixel by pixel and block by block.
+        scheme: For the sizes of its regions and blocks.
+        copies: Add those that look for copied pixels and blocks.
 
     Returns:
         Measures by name, `feature` or `feature:way`.
@@ -293,18 +293,27 @@ def measures_for(
     Source: ours.
     """
     measures: dict[str, Measure] = {}
-    for name, feature in features.items():
+    height, width, channels = views.shape[1:]
+    for name, feature in features_for((height, width, channels), scheme).items():
         here, there = _usual(feature(views)), _usual(feature(plain))
         measures[name] = Aligned(feature, here, there)
         measures[f"{name}:either sign"] = Aligned(feature, here, there, either_sign=True)
         measures[f"{name}:distance"] = Plainly(feature)
-    if votes:
-        height, width = views.shape[1:3]
+    if copies:
         measures |= {"agreement:25": Agreement(0.25), "agreement:50": Agreement(0.5)}
-        for side in (4, 8):
-            if side <= min(height, width) // 2:
-                measures[f"block_vote:{side}"] = BlockVote(side, side)
+        for rows, columns in block_sizes(scheme, height, width):
+            measures[f"block_vote:{rows}x{columns}"] = BlockVote(rows, columns)
     return measures
+
+
+def block_sizes(scheme: Scheme[Any] | None, height: int, width: int) -> list[tuple[int, int]]:
+    """Blocks that vote: the scheme's own where its parameters tell, and squares of 4 and 8."""
+    values = {} if scheme is None else scheme.params.model_dump()
+    own = values.get("block_height"), values.get("block_width")
+    sizes = {(4, 4), (8, 8)}
+    if isinstance(own[0], int) and isinstance(own[1], int):
+        sizes.add((own[0], own[1]))
+    return sorted(s for s in sizes if s[0] <= height and s[1] <= width and s != (height, width))
 
 
 # --- Views ------------------------------------------------------------------------------------
@@ -374,36 +383,47 @@ def linear_columns(batch: Batch, bits: bool) -> npt.NDArray[np.float32]:
     return np.concatenate(columns, axis=1)
 
 
+RIDGES = (0.001, 0.03, 1.0, 30.0)
+"""Penalties that are tried, as shares of the mean squared norm of the columns."""
+
+
 def fit_linear(
-    batch: Batch, plain: Images, side: int, ridge: float, bits: bool, limit: int = 1500
+    fit: "Pairs", tuning: "Pairs", side: int, bits: bool, limit: int = 1500
 ) -> LinearMap:
-    """Fits a ridge regression in its dual form, whose cost does not depend on the image size.
+    """Fits a ridge regression in its dual form, whose cost hardly depends on the image size.
 
     Args:
-        batch: Protected images.
-        plain: Their originals, uint8 (N, H, W, C).
+        fit: Pairs to fit on.
+        tuning: Pairs, of other images, whose restoration error chooses the penalty.
         side: Restorations are at most this many pixels high and wide.
-        ridge: Penalty as a share of the mean squared norm of the columns.
-        bits: Read bits as well.
-        limit: At most so many images are used.
+        bits: Read the bits of each pixel as well.
+        limit: At most so many pairs are used.
 
     Returns:
         The map.
 
     Source: ridge regression in the dual; its use as an attack is ours.
     """
-    batch = Batch(batch.images[:limit], {k: v[:limit] for k, v in batch.side.items()})
-    columns = linear_columns(batch, bits)
+    fit = fit.take(np.arange(min(limit, len(fit.plain)), dtype=np.int64))
+    columns = linear_columns(fit.batch, bits)
     mean = columns.mean(axis=0)
     columns -= mean
-    height, width = (min(side, size) for size in plain.shape[1:3])
-    targets = _flat(area_resize(plain[:limit], height, width))
-    gram = (columns @ columns.T).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += ridge * max(float(np.trace(gram)) / len(gram), 1e-9)
-    weights = np.linalg.solve(gram, targets - targets.mean(axis=0))
-    return LinearMap(
-        columns, weights, mean, targets.mean(axis=0), (height, width, plain.shape[-1]), bits
-    )
+    height, width = (min(side, size) for size in fit.plain.shape[1:3])
+    targets, wanted = (_flat(area_resize(p.plain, height, width)) for p in (fit, tuning))
+    middle = targets.mean(axis=0)
+    values, vectors = np.linalg.eigh((columns @ columns.T).astype(np.float64))
+    rotated = vectors.T @ (targets - middle)
+    unseen = ((linear_columns(tuning.batch, bits) - mean) @ columns.T) @ vectors
+    scale = max(float(values.mean()), 1e-9)
+
+    def error(ridge: float) -> float:
+        made = unseen @ (rotated / (values + ridge * scale)[:, None]) + middle
+        return float(((made - wanted) ** 2).mean())
+
+    ridge = min(RIDGES, key=error)
+    weights = vectors @ (rotated / (values + ridge * scale)[:, None])
+    shape = (height, width, fit.plain.shape[-1])
+    return LinearMap(columns, weights, mean, middle, shape, bits)
 
 
 # --- The attacker's own pairs -----------------------------------------------------------------
@@ -494,7 +514,7 @@ def _moved(images: Images, shift: int, rng: np.random.Generator) -> Images:
     offsets = rng.integers(-shift, shift + 1, (2, n, 1))
     rows = np.clip(np.arange(height) + offsets[0], 0, height - 1)
     columns = np.clip(np.arange(width) + offsets[1], 0, width - 1)
-    return images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return np.asarray(images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]])
 
 
 def split_attacker(
@@ -524,6 +544,10 @@ def split_attacker(
 # --- Tuning -----------------------------------------------------------------------------------
 
 
+Score = tuple[float, float, float]
+"""Rank-1, average precision, and minus the mean error of the view: compared in this order."""
+
+
 @dataclass(frozen=True)
 class Matcher:
     """A view with the measure that was best on the tuning part.
@@ -532,15 +556,20 @@ class Matcher:
         name: `view/measure`.
         view: The view.
         measure: The measure.
-        score: Rank-1 on the tuning part.
+        score: What it scored on the tuning part.
         table: The best rank-1 of each variant there.
     """
 
     name: str
     view: View
     measure: Measure
-    score: float
+    score: Score
     table: Mapping[str, float]
+
+    @property
+    def view_name(self) -> str:
+        """The name of the view alone."""
+        return self.name.split("/", maxsplit=1)[0]
 
     def distances(self, batch: Batch, candidates: Images) -> FloatArray:
         """float64 (T, N) of released images to candidates."""
@@ -558,9 +587,27 @@ def like(candidates: Images, views: Planes) -> Planes:
     return area_resize(candidates, *views.shape[1:3])
 
 
+Judge = Callable[[FloatArray], tuple[float, float]]
+"""Rank-1 and average precision of distances (T, N)."""
+
+
+def own_among_others(n: int, size: int, rng: np.random.Generator) -> Judge:
+    """Judges distances (n, n) by the rank of each row's own column in a drawn gallery."""
+    own = np.arange(n, dtype=np.int64)
+    galleries = draw_galleries(own, n, size, rng, own)
+    return lambda distances: judge_first(pick(distances, galleries))
+
+
+def judge_first(drawn: FloatArray) -> tuple[float, float]:
+    """Rank-1 and average precision of galleries whose column 0 is the sought one."""
+    before, tied = places(drawn, np.zeros(len(drawn), dtype=np.int64))
+    first = np.clip((1 - before) / tied, 0.0, 1.0)
+    return float(first.mean()), float((1.0 / (before + tied)).mean())
+
+
 def tune(
-    views: Mapping[str, View], fit: Pairs, tuning: Pairs, scheme: Scheme[Any], size: int,
-    rng: np.random.Generator, *, by_view: bool, votes: bool = True,
+    views: Mapping[str, View], fit: Pairs, tuning: Pairs, scheme: Scheme[Any], judge: Judge,
+    *, candidates: Images | None = None, by_view: bool = False,
 ) -> Matcher:  # fmt: skip
     """Tries every view with every measure on the tuning part and keeps the best.
 
@@ -568,43 +615,47 @@ def tune(
         views: Views by name.
         fit: Pairs that standardise the measures.
         tuning: Pairs, of other images, that choose.
-        scheme: For the sizes of its regions.
-        size: Wanted size of the galleries.
-        rng: Source of the galleries.
-        by_view: `table` lists views; else measures.
-        votes: Compare blocks as well.
+        scheme: For the sizes of its regions and blocks.
+        judge: Rates the distances of the tuning views to the candidates.
+        candidates: What they are compared with; by default their originals.
+        by_view: `table` lists views alone; else the features of the released image as well.
 
     Returns:
-        The best pair; rank-1 decides, then average precision, then the order of the names.
+        The best pair; rank-1 decides, then average precision, then the error of the view.
+
+    Raises:
+        ValueError: There is no view.
 
     Source: ours.
     """
-    own = np.arange(len(tuning.plain), dtype=np.int64)
-    galleries = draw_galleries(own, len(own), size, rng, own)
-    best: tuple[tuple[float, float], Matcher] | None = None
-    table: dict[str, float] = {}
+    known = tuning.plain if candidates is None else candidates
+    tried: list[Matcher] = []
     for view_name, view in views.items():
         made, mine = view(fit.batch), view(tuning.batch)
-        plain, candidates = like(fit.plain, made), like(tuning.plain, mine)
-        height, width, channels = made.shape[1:]
-        features = features_for((height, width, channels), scheme)
-        for name, measure in measures_for(made, plain, features, votes).items():
-            score = _tuning_score(measure.distances(mine, candidates), galleries)
-            row = view_name if by_view else f"{view_name}/{name.split(':')[0]}"
-            table[row] = max(table.get(row, 0.0), score[0])
-            if best is None or score > best[0]:
-                best = score, Matcher(f"{view_name}/{name}", view, measure, score[0], {})
-    if best is None:
+        error = float(np.abs(mine - like(tuning.plain, mine)).mean())
+        measures = measures_for(made, like(fit.plain, made), scheme, view is as_released)
+        for name, measure in measures.items():
+            score = _rate(measure.distances(mine, like(known, mine)), judge)
+            tried.append(Matcher(f"{view_name}/{name}", view, measure, (*score, -error), {}))
+    if not tried:
         raise ValueError("tuning needs at least one view")
-    chosen = best[1]
-    return Matcher(chosen.name, chosen.view, chosen.measure, chosen.score, table)
+    best = max(tried, key=lambda matcher: matcher.score)
+    return replace(best, table=_table(tried, by_view))
 
 
-def _tuning_score(distances: FloatArray, galleries: IntArray) -> tuple[float, float]:
-    if not np.isfinite(distances).all():
-        return -1.0, -1.0
-    frame = rank_frame(pick(distances, galleries))
-    return float(frame["success"].mean()), float(frame["average_precision"].mean())
+def _rate(distances: FloatArray, judge: Judge) -> tuple[float, float]:
+    return judge(distances) if np.isfinite(distances).all() else (-1.0, -1.0)
+
+
+def _table(tried: Sequence[Matcher], by_view: bool) -> dict[str, float]:
+    table: dict[str, float] = {}
+    for matcher in tried:
+        view, measure = matcher.name.split("/", maxsplit=1)
+        # A restoration is one variant among the features of the released image.
+        detailed = matcher.view is as_released and not by_view
+        row = measure.split(":")[0] if detailed else view
+        table[row] = max(table.get(row, 0.0), matcher.score[0])
+    return table
 
 
 def to_pictures(planes: Planes, shape: Sequence[int]) -> Images:

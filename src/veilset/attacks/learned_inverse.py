@@ -40,6 +40,7 @@ from veilset.attacks.features import (
     Planes,
     View,
     area_resize,
+    own_among_others,
     region_sizes,
     to_pictures,
     tune,
@@ -78,7 +79,7 @@ class LearnedInverseParams(AttackParams):
     shift: int = Field(2, ge=0, le=16)
     tuning_share: float = Field(0.2, gt=0, lt=1)
     work_side: int = Field(32, ge=8, le=512)
-    base: int = Field(24, ge=4, le=256, multiple_of=4)
+    base: int = Field(16, ge=4, le=256, multiple_of=4)
     depth: int = Field(2, ge=1, le=6)
     fold: int = Field(2, ge=1, le=8)
     steps: int = Field(400, ge=1, le=1_000_000)
@@ -87,8 +88,8 @@ class LearnedInverseParams(AttackParams):
     learning_rate: float = Field(3e-3, gt=0, le=1)
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "targets": 2000, "versions": 16, "work_side": 64, "base": 32, "depth": 3, "fold": 1, "steps": 6000,
-        "oracle_steps": 1000, "batch": 64,
+        "targets": 2000, "versions": 16, "work_side": 64, "base": 32, "depth": 3, "fold": 1,
+        "steps": 6000, "oracle_steps": 1000, "batch": 64,
     }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ class FittedInverse:
     @property
     def restorer(self) -> str:
         """The name of the chosen view."""
-        return self.matcher.name.split("/", maxsplit=1)[0]
+        return self.matcher.view_name
 
 
 class LearnedInverse(Attack[LearnedInverseParams, FittedInverse]):
@@ -134,7 +135,7 @@ class LearnedInverse(Attack[LearnedInverseParams, FittedInverse]):
         fit, tuning = attacker_pairs(
             release, attacker, params.versions, params.tuning_share, rng, params.shift
         )
-        views = linear_views(fit)
+        views = linear_views(fit, tuning)
         if like is not None:
             # The oracle asks whether the restorer that was relied on works at all.
             views = {name: view for name, view in views.items() if name == like.restorer}
@@ -144,8 +145,8 @@ class LearnedInverse(Attack[LearnedInverseParams, FittedInverse]):
                 join(fit), release.scheme, params, steps, attacker.device,
                 int(rng.integers(2**31)), progress,
             )  # fmt: skip
-        size = params.gallery
-        chosen = tune(views, fit[0], tuning, release.scheme, size, rng, by_view=True, votes=False)
+        judge = own_among_others(len(tuning.plain), params.gallery, rng)
+        chosen = tune(views, fit[0], tuning, release.scheme, judge, by_view=True)
         return FittedInverse(chosen)
 
     def _measure(self, fitted: FittedInverse, case: Case, rng: np.random.Generator) -> Scores:
@@ -358,8 +359,13 @@ def deterministic() -> Iterator[None]:
     """Torch's deterministic algorithms inside, whatever was set before afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads memory that was never written, so filling it would only cost time.
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fill

@@ -33,6 +33,7 @@ from veilset.attacks.features import (
     View,
     as_released,
     fit_linear,
+    own_among_others,
     protect_as_attacker,
     split_attacker,
     tune,
@@ -99,11 +100,11 @@ class Linkage(Attack[LinkageParams, FittedLinkage]):
         )
         if progress:
             progress("linkage: restoring", 1, 3)
-        views: dict[str, View] = {"released": as_released, **linear_views(fit)}
+        views: dict[str, View] = {"released": as_released, **linear_views(fit, tuning)}
         if progress:
             progress("linkage: tuning", 2, 3)
-        size = self.params.gallery
-        return FittedLinkage(tune(views, fit[0], tuning, release.scheme, size, rng, by_view=False))
+        judge = own_among_others(len(tuning.plain), self.params.gallery, rng)
+        return FittedLinkage(tune(views, fit[0], tuning, release.scheme, judge))
 
     def _measure(self, fitted: FittedLinkage, case: Case, rng: np.random.Generator) -> Scores:
         return measure_matcher(fitted.matcher, case, self.params.gallery, rng)
@@ -135,13 +136,12 @@ def attacker_pairs(
     return [pairs.take(~chosen) for pairs in made], made[0].take(chosen)
 
 
-def linear_views(fit: list[Pairs], side: int = 16) -> dict[str, View]:
-    """Linear restorations from pixels and from bits, weakly and strongly regularised."""
+def linear_views(fit: list[Pairs], tuning: Pairs, side: int = 32) -> dict[str, View]:
+    """Linear restorations from pixels and from bits."""
     joined = join(fit)
     return {
-        f"{kind}, ridge {ridge:g}": fit_linear(joined.batch, joined.plain, side, ridge, bits)
-        for kind, bits in (("linear", False), ("linear on bits", True))
-        for ridge in (0.001, 0.1, 10.0)
+        name: fit_linear(joined, tuning, side, bits)
+        for name, bits in (("linear", False), ("linear on bits", True))
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Format = Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]
-"""Names as Pillow has them; PPM is the whole family of PBM, PGM and PPM."""
+"""Names as Pillow has them; PPM is the family of PBM, PGM and PPM in binary form."""
 
 FORMATS: Final[tuple[Format, ...]] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -27,7 +27,7 @@ _MAGIC: Final[tuple[tuple[re.Pattern[bytes], Format], ...]] = (
     (re.compile(rb"BM"), "BMP"),
     (re.compile(rb"GIF8[79]a"), "GIF"),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF"),
-    (re.compile(rb"P[1-6][\s#]"), "PPM"),
+    (re.compile(rb"P[4-6][\s#]"), "PPM"),
 )
 
 _OTHERS: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
@@ -36,6 +36,8 @@ _OTHERS: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL file"),
     (re.compile(rb"\0\0\x01\0"), "an icon"),
     (re.compile(rb"8BPS"), "a Photoshop file"),
+    # In text form a number that was cut short is a number still.
+    (re.compile(rb"P[1-3][\s#]"), "a PPM file in text form"),
     (re.compile(rb"P[7Ff]\s"), "a PAM or PFM file"),
     (re.compile(rb"%PDF|%!PS"), "a PDF or PostScript file"),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ"), "an archive"),

@@ -134,7 +134,7 @@ class DecodeParams(Params):
         return height, width, self.channels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoded:
     """An image that was taken.
 
@@ -222,7 +222,7 @@ def unpack(data: bytes, params: DecodeParams) -> Decoded | Refused:
         (length,) = struct.unpack_from(">I", data)
         header = json.loads(data[4 : 4 + length])
         if set(header) == {"reason", "sentence"} and header["reason"] in REASONS:
-            return Refused(header["reason"], _plain(str(header["sentence"])))
+            return Refused(header["reason"], _plain(str(header["sentence"])) + ".")
         pixels = np.frombuffer(data, dtype=np.uint8, offset=4 + length).reshape(params.shape)
         digest = bytes.fromhex(header["digest"])
         if len(digest) != 32:
@@ -243,6 +243,10 @@ def _answer(take: Callable[[], Decoded]) -> Decoded | Refused:
         return take()
     except Refusal as refusal:
         return Refused(refusal.reason, refusal.sentence)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        # Pillow's own limit, which is above ours and so met first only inside `Image.open`.
+        words = "Its header says more pixels than any decoder here takes."
+        return Refused("too_many_pixels", words)
     except MemoryError:
         return Refused("out_of_memory", "Decoding it needs more memory than a decoder may have.")
     except Exception as error:  # Decoders raise anything at hostile bytes.

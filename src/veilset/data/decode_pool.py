@@ -266,9 +266,8 @@ class _Pool(Generic[T]):
 
     def _bury(self, worker: "_Worker[T]") -> None:
         """Takes a dead worker's jobs back: the first is the suspect, the others are innocent."""
-        worker.process.kill()
-        code = worker.process.wait()
         worker.connection.close()
+        code = _exit_code(worker.process)
         self._workers.remove(worker)
         if not worker.ready:
             self._false_starts += 1
@@ -291,6 +290,15 @@ class _Pool(Generic[T]):
         else:
             words = f"Its decoder's process died on it twice ({_ending(code)})."
             job.finish(Died("decoder_died", words))
+
+
+def _exit_code(process: "subprocess.Popen[bytes]") -> int:
+    """How a process ended that has closed its connection; one that lingers is killed."""
+    # Not killed at once: its own end tells a timeout from a crash.
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=_GRACE_SECONDS)
+    process.kill()
+    return process.wait()
 
 
 def _ending(code: int) -> str:

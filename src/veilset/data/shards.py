@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, pairwise
+from math import prod
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -29,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from veilset.data.ipc import FIRST_MESSAGE, PREFIX, Batch, metadata_length, read_batch
 from veilset.data.manifest import CHUNK, Manifest, ShardEntry, shard_name, split_shard_name
 from veilset.errors import CorruptError
 from veilset.files import atomic_file, staged_folder
@@ -40,7 +43,7 @@ SHARD_BYTES = 256 << 20
 CACHE_BYTES = 256 << 20
 """Verified bytes that one open set keeps in memory, beside the shard it is reading."""
 
-_MAGIC = 8  # "ARROW1" and two bytes of padding, before the first message
+_END = b"ARROW1"
 _SPARSE = 8  # rows are read one by one where whole chunks would be this many times as much
 
 Part = tuple[Ids, Labels, Images, Columns]
@@ -52,7 +55,7 @@ Part = tuple[Ids, Labels, Images, Columns]
 
 def rows_per_shard(shape: tuple[int, int, int], shard_bytes: int = SHARD_BYTES) -> int:
     """How many images of a shape (H, W, C) go into one shard: at least 1."""
-    return max(1, shard_bytes // int(np.prod(shape)))
+    return max(1, shard_bytes // prod(shape))
 
 
 def write_shard(
@@ -88,10 +91,7 @@ def write_shard(
     with atomic_file(path, size=size) as file:
         sink = _HashedFile(file)
         _write_batch(pa.PythonFile(sink, mode="w"), batch)
-    return ShardEntry(
-        file=path.name, split=split, rows=len(ids), bytes=sink.length,
-        sha256=sink.whole.hexdigest(), chunks=sink.chunks(),
-    )  # fmt: skip
+    return _entry(path.name, len(ids), sink)
 
 
 def shard_entry(path: Path) -> ShardEntry:
@@ -101,20 +101,40 @@ def shard_entry(path: Path) -> ShardEntry:
         CorruptError: It is not a whole shard.
         ValueError: Its name is not a shard's.
     """
-    split, _ = split_shard_name(path.name)
+    split_shard_name(path.name)
+    sink = _HashedFile(None)
     try:
-        with path.open("rb") as file, pa.ipc.open_file(file) as reader:
-            rows = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-            sink = _HashedFile(None)
+        with path.open("rb") as file:
+            rows = _count_rows(file)
             file.seek(0)
             while block := file.read(CHUNK):
                 sink.write(block)
-    except (OSError, pa.ArrowException) as error:
+        return _entry(path.name, rows, sink)
+    except (OSError, ValueError) as error:
         raise CorruptError(f"{path} is not a whole shard ({error}): remove it.") from None
+
+
+def _entry(name: str, rows: int, sink: "_HashedFile") -> ShardEntry:
     return ShardEntry(
-        file=path.name, split=split, rows=rows, bytes=sink.length,
+        file=name, split=split_shard_name(name)[0], rows=rows, bytes=sink.length,
         sha256=sink.whole.hexdigest(), chunks=sink.chunks(),
     )  # fmt: skip
+
+
+def _count_rows(file: IO[bytes]) -> int:
+    """Rows of a shard, after a check that it goes on to its very end."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(_END)))
+    if file.read() != _END:
+        raise ValueError("it does not end as a shard does")
+    file.seek(FIRST_MESSAGE)
+    file.seek(FIRST_MESSAGE + PREFIX + _next_length(file))
+    metadata = file.read(_next_length(file))
+    return read_batch(metadata, file.tell(), size).rows
+
+
+def _next_length(file: IO[bytes]) -> int:
+    return metadata_length(file.read(PREFIX).ljust(PREFIX, b"\0"))
 
 
 def write_set(
@@ -351,12 +371,22 @@ class _Recent:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Where a shard's columns lie, as its own (verified) Arrow metadata say."""
+class _Column:
+    """Where a column lies in the file, and what it is.
 
-    batch: pa.RecordBatch
-    spans: Mapping[str, tuple[int, int]]
-    pixels: int
+    Attributes:
+        kind: Its type as the manifest names it; `id` for the ids.
+        start: Its first byte.
+        stop: The byte after its last.
+        offsets: First byte of the text offsets, for text and ids.
+        values: First byte of the values.
+    """
+
+    kind: str
+    start: int
+    stop: int
+    offsets: int
+    values: int
 
 
 class _Shard:
@@ -365,8 +395,10 @@ class _Shard:
     def __init__(self, path: Path, entry: ShardEntry, kind: Manifest, recent: _Recent) -> None:
         self.path = path
         self.entry = entry
-        self.row_bytes = int(np.prod(kind.shape))
-        self._types = kind.columns
+        self.row_bytes = prod(kind.shape)
+        further = {name: kind.columns[name] for name in sorted(kind.columns)}
+        image = f"uint8[{','.join(map(str, kind.shape))}]"
+        self._types = {"id": "id", "label": "int64", "image": image, **further}
         self._index = kind.shards.index(entry)
         self._recent = recent
         self._resident = np.zeros(len(entry.chunks), dtype=np.bool_)
@@ -374,7 +406,7 @@ class _Shard:
         self._memory: mmap.mmap | None = None
         self._bytes: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
         self._seen: tuple[int, ...] = ()
-        self._layout: _Layout | None = None
+        self._layout: dict[str, _Column] | None = None
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -407,60 +439,52 @@ class _Shard:
             length = min(CHUNK, self.entry.bytes - chunk * CHUNK)
             self._memory.madvise(mmap.MADV_DONTNEED, chunk * CHUNK, length)
 
-    def layout(self, handle: int) -> _Layout:
-        """Where the columns lie. Raises CorruptError if the shard is not of this set."""
+    def column(self, handle: int, name: str) -> _Column:
+        """Where a column lies. Raises CorruptError if the shard is not of this set."""
         if self._layout is None:
             try:
-                self._layout = self._read_layout(handle)
-            except (pa.ArrowException, OSError, ValueError, IndexError, KeyError) as error:
-                raise self.unusable(error) from None
-        return self._layout
+                batch = self._read_batch(handle)
+                self._layout = _columns(batch, self._types, self.entry.rows)
+            except ValueError as error:
+                raise self._unusable(error) from None
+        return self._layout[name]
 
-    def _read_layout(self, handle: int) -> _Layout:
-        self._need_message(handle, _MAGIC)
-        whole = pa.py_buffer(self._memory)
-        stream = pa.BufferReader(whole)
-        stream.seek(_MAGIC)
-        schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
-        self._need_message(handle, stream.tell())
-        batch = pa.ipc.read_record_batch(pa.ipc.read_message(stream), schema)
-        expected = ["id", "label", "image", *sorted(self._types)]
-        if batch.num_rows != self.entry.rows or schema.names != expected:
-            raise ValueError(f"it has {batch.num_rows} rows of {schema.names}")
-        if schema.field("image").type != pa.binary(self.row_bytes):
-            raise ValueError(f"its images are {schema.field('image').type}")
-        spans = {name: _span(batch.column(name), whole) for name in schema.names}
-        start, stop = spans["image"]
-        if stop - start < self.entry.rows * self.row_bytes:
-            raise ValueError("its pixels are cut short")
-        return _Layout(batch, spans, start)
+    def _read_batch(self, handle: int) -> Batch:
+        """The metadata of the second message: the first is the schema, which the manifest tells."""
+        first = self._metadata(handle, FIRST_MESSAGE)
+        second = self._metadata(handle, first.stop)
+        metadata = self._bytes[second.start : second.stop].tobytes()
+        return read_batch(metadata, second.stop, self.entry.bytes)
 
-    def _need_message(self, handle: int, start: int) -> None:
-        """Makes a message's metadata resident (its body is only pointed to)."""
-        self.need(handle, _chunks_of(start, start + 8))
-        length = int(self._bytes[start + 4 : start + 8].view("<i4")[0])
-        if length <= 0 or start + 8 + length > self.entry.bytes:
+    def _metadata(self, handle: int, start: int) -> range:
+        """The bytes of the metadata of the message that begins at a byte, made resident."""
+        if start + PREFIX > self.entry.bytes:
+            raise ValueError("it ends before its first row")
+        self.need(handle, _chunks_of(start, start + PREFIX))
+        length = metadata_length(self._bytes[start : start + PREFIX].tobytes())
+        stop = start + PREFIX + length
+        if stop > self.entry.bytes:
             raise ValueError("a message runs past its end")
-        self.need(handle, _chunks_of(start, start + 8 + length))
+        self.need(handle, _chunks_of(start, stop))
+        return range(start + PREFIX, stop)
 
     def values(self, handle: int, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """A column's rows [start, stop), copied: ids as uint8 (N, 16), others by their type."""
-        layout = self.layout(handle)
-        self.need(handle, _chunks_of(*layout.spans[name]))
-        kind = {"id": "id", "label": "int64"}.get(name) or self._types[name]
+        column = self.column(handle, name)
+        self.need(handle, _chunks_of(column.start, column.stop))
         try:
-            return _decode(layout.batch.column(name), kind, start, stop)
-        except (pa.ArrowException, ValueError, IndexError, TypeError) as error:
-            raise self.unusable(error) from None
+            return _decode(self._bytes, column, start, stop)
+        except ValueError as error:
+            raise self._unusable(error) from None
 
     def pixels(self, handle: int, rows: IntArray) -> npt.NDArray[np.uint8]:
         """The pixels of some rows, uint8 (len(rows), H*W*C): a view or a copy, to copy at once."""
-        first = self.layout(handle).pixels + rows * self.row_bytes
-        chunks = _covered(first // CHUNK, (first + self.row_bytes - 1) // CHUNK)
+        start = self.column(handle, "image").values
+        offsets = start + rows * self.row_bytes
+        chunks = _covered(offsets // CHUNK, (offsets + self.row_bytes - 1) // CHUNK)
         if self._is_sparse(chunks, rows):
-            return self._read_rows(handle, first)
+            return self._read_rows(handle, offsets)
         self.need(handle, chunks)
-        start = self.layout(handle).pixels
         stop = start + self.entry.rows * self.row_bytes
         table = self._bytes[start:stop].reshape(self.entry.rows, self.row_bytes)
         if _is_run(rows):
@@ -479,7 +503,7 @@ class _Shard:
             _fill(handle, self.path, self.entry, row.data, offset)
         return out
 
-    def unusable(self, error: BaseException) -> CorruptError:
+    def _unusable(self, error: ValueError) -> CorruptError:
         """The error for bytes that are as recorded, but are no shard of this set."""
         reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
         return CorruptError(f"{self.path} is no shard of this set ({reason}): fetch it again.")
@@ -584,7 +608,7 @@ class ImageSet:
         """
         wanted = _row_numbers(rows, self.count(split))
         out = np.empty((len(wanted), *self.shape), dtype=np.uint8)
-        flat = out.reshape(len(wanted), int(np.prod(self.shape)))
+        flat = out.reshape(len(wanted), prod(self.shape))
         for shard, where, local in self._located(split, wanted):
             with self._reading(shard) as handle:
                 flat[where] = shard.pixels(handle, local)
@@ -825,16 +849,40 @@ def _covered(first: IntArray, last: IntArray) -> IntArray:
     return np.flatnonzero(np.cumsum(edges) > 0) + low
 
 
-def _span(array: pa.Array, whole: pa.Buffer) -> tuple[int, int]:
-    """The bytes [start, stop) that hold a column's values."""
-    if array.null_count:
-        raise ValueError("a value is missing")
-    buffers = [buffer for buffer in array.buffers() if buffer is not None and buffer.size]
-    start = min((buffer.address for buffer in buffers), default=whole.address) - whole.address
-    stop = max((b.address + b.size for b in buffers), default=whole.address) - whole.address
-    if not 0 <= start <= stop <= whole.size:
-        raise ValueError("a column runs past its end")
-    return start, stop
+def _columns(batch: Batch, types: Mapping[str, str], rows: int) -> dict[str, _Column]:
+    """Where each column lies, after a check that the batch is of these types and rows."""
+    buffers = iter(batch.buffers)
+    widths = [3 if kind in ("id", "string") else 2 for kind in types.values()]
+    if batch.rows != rows or len(batch.buffers) != sum(widths):
+        raise ValueError(f"it has {batch.rows} rows and {len(batch.buffers)} buffers")
+    if batch.nodes != ((rows, 0),) * len(types):
+        raise ValueError("a column has missing values or another number of rows")
+    return {
+        name: _column(kind, list(islice(buffers, width)), rows)
+        for (name, kind), width in zip(types.items(), widths, strict=True)
+    }
+
+
+def _column(kind: str, buffers: list[tuple[int, int]], rows: int) -> _Column:
+    (_, gaps), *rest = buffers
+    least = [_value_bytes(kind, rows)]
+    if len(rest) == 2:
+        least = [4 * (rows + 1), *least]
+    if gaps or any(size < needed for (_, size), needed in zip(rest, least, strict=True)):
+        raise ValueError(f"a column is too short for {rows} rows of {kind}")
+    start = min(first for first, _ in rest)
+    stop = max(first + size for first, size in rest)
+    return _Column(kind, start, stop, offsets=rest[0][0], values=rest[-1][0])
+
+
+def _value_bytes(kind: str, rows: int) -> int:
+    """The least number of bytes that the values of so many rows take."""
+    if kind in ("id", "string"):
+        return 32 * rows if kind == "id" else 0
+    dtype, inner = _parse_type(kind)
+    if kind == "bool":
+        return -(-rows // 8)
+    return rows * dtype.itemsize * prod(inner)
 
 
 def _parse_type(kind: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -842,34 +890,54 @@ def _parse_type(kind: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
     if kind == "string":
         return np.dtype(object), ()
     name, _, inner = kind.removesuffix("]").partition("[")
-    return np.dtype(name), tuple(int(size) for size in inner.split(",")) if inner else ()
+    dtype = np.dtype(name).newbyteorder("<")
+    return dtype, tuple(int(size) for size in inner.split(",")) if inner else ()
 
 
-def _decode(array: pa.Array, kind: str, start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows [start, stop) of a column of any type, copied out of the shard's memory."""
-    if kind == "id":
-        return _decode_ids(array, start, stop)
-    dtype, inner = _parse_type(kind)
-    if inner:
-        width = dtype.itemsize * int(np.prod(inner))
-        if array.type != pa.binary(width):
-            raise ValueError(f"a column is {array.type} instead of {kind}")
-        data = np.frombuffer(array.buffers()[1], dtype=np.uint8)[start * width : stop * width]
-        return data.copy().view(dtype).reshape(stop - start, *inner)
-    if array.type != (pa.string() if kind == "string" else pa.from_numpy_dtype(dtype)):
-        raise ValueError(f"a column is {array.type} instead of {kind}")
-    part = array.slice(start, stop - start)
-    part.validate(full=True)
-    return np.array(part.to_numpy(zero_copy_only=False), dtype=dtype)
+def _decode(
+    data: npt.NDArray[np.uint8], column: _Column, start: int, stop: int
+) -> npt.NDArray[Any]:
+    """Rows [start, stop) of a column, copied out of the shard's memory."""
+    if column.kind == "id":
+        return _decode_ids(data, column, start, stop)
+    if column.kind == "string":
+        return _decode_texts(data, column, start, stop)
+    if column.kind == "bool":
+        packed = data[column.values + start // 8 : column.values - (-stop // 8)]
+        bits = np.unpackbits(packed, bitorder="little")[start % 8 :][: stop - start]
+        return bits.astype(np.bool_)
+    dtype, inner = _parse_type(column.kind)
+    width = dtype.itemsize * prod(inner)
+    part = data[column.values + start * width : column.values + stop * width]
+    return part.copy().view(dtype).reshape(stop - start, *inner)
 
 
-def _decode_ids(array: pa.Array, start: int, stop: int) -> Ids:
+def _texts(data: npt.NDArray[np.uint8], column: _Column, start: int, stop: int) -> tuple[
+    npt.NDArray[np.int32], bytes
+]:  # fmt: skip
+    """The offsets of texts [start, stop), from 0, and the bytes that they lie in."""
+    at = column.offsets
+    offsets = data[at + 4 * start : at + 4 * (stop + 1)].copy().view("<i4")
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first < 0 or (offsets[1:] < offsets[:-1]).any() or column.values + last > column.stop:
+        raise ValueError("a text runs past its end")
+    return offsets - offsets[0], data[column.values + first : column.values + last].tobytes()
+
+
+def _decode_ids(data: npt.NDArray[np.uint8], column: _Column, start: int, stop: int) -> Ids:
     """Ids from their 32 hex characters each."""
-    if array.type != pa.string():
-        raise ValueError(f"ids are {array.type}")
-    offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[start : stop + 1]
-    text = array.buffers()[2]
-    if (np.diff(offsets) != 32).any() or offsets[0] < 0 or offsets[-1] > text.size:
+    offsets, text = _texts(data, column, start, stop)
+    ids = np.frombuffer(bytes.fromhex(text.decode("ascii")), dtype=np.uint8)
+    if (np.diff(offsets) != 32).any() or ids.size != 16 * (stop - start):
         raise ValueError("an id has not 32 characters")
-    data = bytes.fromhex(bytes(text[int(offsets[0]) : int(offsets[-1])]).decode("ascii"))
-    return np.frombuffer(data, dtype=np.uint8).reshape(stop - start, 16).copy()
+    return ids.reshape(-1, 16).copy()
+
+
+def _decode_texts(
+    data: npt.NDArray[np.uint8], column: _Column, start: int, stop: int
+) -> npt.NDArray[np.object_]:
+    offsets, text = _texts(data, column, start, stop)
+    edges = offsets.tolist()
+    texts = np.empty(stop - start, dtype=object)
+    texts[:] = [text[low:high].decode() for low, high in pairwise(edges)]
+    return texts

@@ -9,6 +9,7 @@ measures ImageNet-normalised images; we measure them in [0, 1], because a protec
 depend on constants of another data set (ours).
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -105,6 +106,39 @@ def vfe_valid_sums(images: Images) -> tuple[IntArray, int]:
         sums[part] = _squares(images[part], 1).sum(axis=(1, 2))
         sums[part] += _squares(images[part], 2).sum(axis=(1, 2))
     return sums, height * (width - 1) + width * (height - 1)
+
+
+def vfe_region_sums(
+    images: Images, tops: Sequence[int], lefts: Sequence[int]
+) -> tuple[IntArray, IntArray]:
+    """`vfe_valid_sums` of every region of a grid that covers the image.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        tops: First row of each row of regions, ascending from 0.
+        lefts: First column of each column of regions, ascending from 0.
+
+    Returns:
+        int64 (N, len(tops), len(lefts), C), summed squared differences of neighbours inside each
+        region in grey levels; and int64 (len(tops), len(lefts)), their pairs of neighbours.
+
+    Raises:
+        ValueError: As `vfe_valid`.
+    """
+    _require(images, 1)
+    _, height, width, channels = images.shape
+    sums = np.empty((len(images), len(tops), len(lefts), channels), dtype=np.int64)
+    for part in _parts(images):
+        squares = np.zeros((*images[part].shape[:3], channels), dtype=np.int64)
+        squares[:, :-1] = _squares(images[part], 1)
+        squares[:, [top - 1 for top in tops[1:]]] = 0  # pairs across a border
+        right = _squares(images[part], 2)
+        right[:, :, [left - 1 for left in lefts[1:]]] = 0
+        squares[:, :, :-1] += right
+        sums[part] = np.add.reduceat(np.add.reduceat(squares, tops, axis=1), lefts, axis=2)
+    high = np.diff([*tops, height])[:, None]
+    wide = np.diff([*lefts, width])[None, :]
+    return sums, high * (wide - 1) + wide * (high - 1)
 
 
 def _parts(images: Images) -> list[slice]:

@@ -9,9 +9,9 @@ class UNet(nn.Module):
     """Encoder and decoder with skip connections, for images of any size.
 
     Group normalisation knows no running statistics: an image is treated alike alone and in any
-    batch. Upsampling repeats pixels, which has deterministic gradients on every device. Squares of
-    `fold` x `fold` pixels become channels at the entrance and pixels again at the exit: no pixel
-    is lost, and the costly convolutions at full resolution are not needed.
+    batch. Upsampling shuffles channels into pixels, which has deterministic gradients on every
+    device. Squares of `fold` x `fold` pixels become channels at the entrance and pixels again at
+    the exit: no pixel is lost, and the costly convolutions at full resolution are not needed.
 
     Attributes:
         depth: How many times the resolution is halved.
@@ -38,9 +38,9 @@ class UNet(nn.Module):
         widths = [base * 2**level for level in range(depth + 1)]
         self.first = _block(inputs * fold**2, base)
         self.down = nn.ModuleList(_block(widths[i], widths[i + 1]) for i in range(depth))
-        self.up = nn.ModuleList(
-            _block(widths[i] + widths[i + 1], widths[i]) for i in reversed(range(depth))
-        )
+        levels = list(reversed(range(depth)))
+        self.rise = nn.ModuleList(nn.Conv2d(widths[i + 1], 4 * widths[i], 1) for i in levels)
+        self.up = nn.ModuleList(_block(2 * widths[i], widths[i]) for i in levels)
         self.last = nn.Conv2d(base, outputs * fold**2, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ class UNet(nn.Module):
         for block in self.down:
             skips.append(x)
             x = block(functional.avg_pool2d(x, 2))
-        for block in self.up:
-            x = block(torch.cat([_double(x), skips.pop()], dim=1))
+        for rise, block in zip(self.rise, self.up, strict=True):
+            x = block(torch.cat([functional.pixel_shuffle(rise(x), 2), skips.pop()], dim=1))
         return functional.pixel_shuffle(self.last(x), self.fold)[..., :height, :width]
 
 
@@ -67,9 +67,3 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
         nn.GroupNorm(4, outputs),
         nn.SiLU(),
     )
-
-
-def _double(x: Tensor) -> Tensor:
-    """Each pixel as a 2 x 2 square."""
-    n, c, h, w = x.shape
-    return x[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w)

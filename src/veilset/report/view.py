@@ -46,6 +46,16 @@ class Leak:
         return self.worst.metric_words or (self.result.metric_words if self.result else None)
 
     @property
+    def value(self) -> float | None:
+        """The measured success."""
+        return self.worst.value
+
+    @property
+    def high(self) -> float | None:
+        """Upper bound of the success: what a scheme is judged by."""
+        return self.worst.high
+
+    @property
     def chance(self) -> float | None:
         """What guessing scores."""
         return self.worst.chance if self.worst.chance is not None else _chance(self.result)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from veilset.errors import ProtectionError
 from veilset.keys import Key
-from veilset.metrics.vfe import vfe_released_sums, vfe_valid_sums
+from veilset.metrics.vfe import vfe_region_sums, vfe_released_sums
 from veilset.params import Params
 from veilset.schemes.base import Declaration, Pool, Protected, Scheme
 from veilset.schemes.randomness import Stream
@@ -205,12 +205,11 @@ class VisualMixer(Scheme[VisualMixerParams]):
         same on every machine.
         """
         rows, columns = (_spans(length, self.params.region_px) for length in images.shape[1:3])
-        found = []
-        for high in rows:
-            for wide in columns:
-                sums, pairs = vfe_valid_sums(images[:, high, wide])
-                found.append((sums << _FRACTION_BITS) // max(pairs, 1))
-        return np.stack(found, axis=1)
+        sums, pairs = vfe_region_sums(
+            images, [high.start for high in rows], [wide.start for wide in columns]
+        )
+        vfe = (sums << _FRACTION_BITS) // np.maximum(pairs, 1)[None, :, :, None]
+        return vfe.reshape(len(images), len(rows) * len(columns), images.shape[3])
 
 
 @dataclass(frozen=True)
@@ -389,6 +388,13 @@ def _first_units(tile: _Tile, order: IntArray, shape: tuple[int, ...], itemsize:
 
 def _ranks(values: IntArray) -> tuple[IntArray, int]:
     """How many values of the same image are smaller, and how many others there are."""
-    flat = values.reshape(len(values), -1)
-    smaller = (flat[:, :, None] > flat[:, None, :]).sum(axis=2)
-    return smaller.reshape(values.shape), flat.shape[1] - 1
+    count = int(np.prod(values.shape[1:]))
+    flat = values.reshape(len(values), count)
+    order = np.argsort(flat, axis=1, kind="stable")
+    ascending = np.take_along_axis(flat, order, axis=1)
+    first = np.ones(flat.shape, dtype=np.bool_)
+    first[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    smaller = np.maximum.accumulate(np.where(first, np.arange(count), 0), axis=1)
+    ranks = np.empty_like(smaller)
+    np.put_along_axis(ranks, order, smaller, axis=1)
+    return ranks.reshape(values.shape), count - 1

@@ -17,7 +17,7 @@ from veilset.types import Images
 
 @dataclass(frozen=True)
 class Moves:
-    """What happens to each image of a batch.
+    """What happens to each image of a batch: it is mirrored, then shifted.
 
     Attributes:
         down: Shift in pixels, int64 (N,).

@@ -97,15 +97,15 @@ def device_name(engine: Engine) -> str:
 @contextmanager
 def kernels(engine: Engine, *, deterministic: bool) -> Iterator[None]:
     """Deterministic kernels inside the block, if asked for; torch's settings are put back after."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Not torch.use_deterministic_algorithms, which first imports a compiler: seconds for nothing.
+    before = torch.get_deterministic_debug_mode()
     tuned = torch.backends.cudnn.benchmark
     if deterministic and engine.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may vary
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.backends.cudnn.benchmark = not deterministic
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.set_deterministic_debug_mode(before)
         torch.backends.cudnn.benchmark = tuned

@@ -130,9 +130,10 @@ def read_test_set(
 def _require_kind(manifest: Manifest, test_on: TestOn, folder: Path) -> None:
     wanted = "ingested" if test_on == "plain" else "protected"
     if manifest.kind != wanted:
+        article = "an" if manifest.kind == "ingested" else "a"
         raise SourceError(
-            f"{folder} is an {manifest.kind} set, but {test_on} test images come from {wanted} "
-            "ones: name another folder."
+            f"{folder} is {article} {manifest.kind} set, but {test_on} test images come from "
+            f"{wanted} ones: name another folder."
         )
     stated = dict((manifest.scheme or {}).get("declaration") or {})
     if wanted == "protected" and (

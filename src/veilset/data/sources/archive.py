@@ -21,7 +21,8 @@ class ArchiveSource(TreeSource):
     of their names' bytes, a tar's as they are stored, so that it is read front to back. Nothing is
     written to disk; names that climb, links, devices, encrypted or damaged members, and members of
     more than `max_bytes` (by their header or while reading) are items with a fault. If a tar breaks
-    off, its last item is a fault `damaged` that stands for the rest.
+    off, its last item is a fault `damaged` that stands for the rest; a gzip stream that ends
+    early or fails its checksum is refused as a whole, because any member may be the damaged one.
 
     Source: ours.
     """

@@ -111,7 +111,7 @@ class HuggingFaceSource(Source[HuggingFaceParams]):
         return self._classes
 
     def count(self) -> int:
-        """Rows of all files, and one for each linked file; fewer come where a row group is damaged."""
+        """Rows of all files and one a linked file; a damaged row group yields fewer."""
         return sum(file.rows for file in self._files)
 
     def items(self) -> Iterator[Item]:

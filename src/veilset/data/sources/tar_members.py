@@ -35,11 +35,13 @@ class ForwardReader:
 
     Args:
         file: The uncompressed stream, at its start.
+        path: The archive, for errors.
         jumps: Whether the stream can seek at no cost.
     """
 
-    def __init__(self, file: IO[bytes], jumps: bool) -> None:
+    def __init__(self, file: IO[bytes], path: Path, jumps: bool) -> None:
         self._file = file
+        self._path = path
         self._jumps = jumps
         self._position = 0
         self.last = b""
@@ -53,10 +55,17 @@ class ForwardReader:
 
         Raises:
             tarfile.ReadError: More than 1 MiB was asked for: a header lies.
+            SourceError: The gzip stream is damaged or ends early. Which members that spoils is
+                unknown: its one checksum, at the end, is over all of them.
         """
         if not 0 <= size <= _PIECE:
             raise tarfile.ReadError("a header claims an impossible length")
-        self.last = self._file.read(size)
+        try:
+            self.last = self._file.read(size)
+        except (zlib.error, gzip.BadGzipFile, EOFError) as error:
+            raise SourceError(
+                f"{self._path} is damaged, and gzip cannot tell where ({error}): fetch it again."
+            ) from None
         self._position += len(self.last)
         return self.last
 
@@ -75,25 +84,30 @@ class ForwardReader:
                 break
         return self._position
 
+    def drain(self) -> None:
+        """Reads to the end, where gzip's checksum stands."""
+        while not self._jumps and self.read(_PIECE):
+            pass
+
 
 def tar_members(path: Path, max_bytes: int) -> Iterator[Member]:
     """Yields the files of a .tar or .tar.gz as they are stored.
 
     Where the archive breaks off or turns to nonsense, a last member with the fault `damaged`
-    stands for the rest.
+    stands for the rest; one that is damaged inside its compression is refused as a whole.
 
     Args:
         path: The archive.
         max_bytes: A larger member is a fault.
 
     Raises:
-        SourceError: It is no tar archive at all.
+        SourceError: It is no tar archive at all, or its compressed bytes are damaged.
     """
     with path.open("rb") as plain:
         zipped = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
         with gzip.open(plain) if zipped else plain as file:
-            yield from _stream(path, ForwardReader(file, not zipped), max_bytes)  # type: ignore[arg-type]
+            yield from _stream(path, ForwardReader(file, path, not zipped), max_bytes)  # type: ignore[arg-type]
 
 
 def _stream(path: Path, reader: ForwardReader, max_bytes: int) -> Iterator[Member]:
@@ -131,11 +145,14 @@ def _next(archive: tarfile.TarFile, reader: ForwardReader) -> tarfile.TarInfo | 
     """The next entry, a damaged member for the rest, or None at a proper end."""
     try:
         info = archive.next()
+        if info is None:
+            # Unlike a proper end, a missing one or a header that is none does not read as zeros.
+            proper = bool(reader.last) and not any(reader.last)
+            reader.drain()
+            return None if proper else _rest()
     except _BROKEN:
+        reader.drain()
         return _rest()
-    # Unlike a proper end, a missing one or a header that is not one does not read as zeros.
-    if info is None:
-        return None if reader.last and not any(reader.last) else _rest()
     archive.members = []  # type: ignore[attr-defined]  # or it would remember every entry
     return info
 

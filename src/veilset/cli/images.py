@@ -1,0 +1,282 @@
+"""Commands on one folder, archive or table of images: protect, attack, verify, export."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from veilset import keys
+from veilset.console import progress, say
+from veilset.errors import KeyFileError, SettingsError, SourceError
+from veilset.keys import Key
+
+
+class Format(StrEnum):
+    """Formats of a protected set."""
+
+    ARROW = "arrow"
+    PARQUET = "parquet"
+    IMAGEFOLDER = "imagefolder"
+    WEBDATASET = "webdataset"
+
+
+KeyFile = Annotated[
+    Path | None, typer.Option(help="The owner's key file; by default the project's keys")
+]
+IdsKeyFile = Annotated[
+    Path | None, typer.Option(help="The secret for image ids; by default derived from the key file")
+]
+DemoKey = Annotated[bool, typer.Option(help="Use the public demo key: protects from nobody")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds these commands to the program."""
+    for command in (protect, attack, verify, export):
+        app.command()(command)
+
+
+def protect(  # noqa: PLR0913
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Folder, archive, Parquet, table, or digits")
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the protected set")],
+    *,
+    scheme: Annotated[str, typer.Option(help="Name of a scheme: see `veilset schemes`")],
+    settings: Annotated[
+        list[str], typer.Option("--set", help="A parameter of the scheme, key=value; repeatable")
+    ] = [],  # noqa: B006
+    key_file: KeyFile = None,
+    ids_key_file: IdsKeyFile = None,
+    demo_key: DemoKey = False,
+    format: Annotated[Format, typer.Option(help="Format of the protected set")] = Format.ARROW,
+    workers: Annotated[int, typer.Option(min=1, max=256)] = 2,
+    size: Annotated[str, typer.Option(help="Height x width, e.g. 96x96 or 96; or auto")] = "auto",
+    channels: Annotated[str, typer.Option(help="1 (grey), 3 (colour), or auto")] = "auto",
+    private: Annotated[
+        Path | None, typer.Option(help="For what must stay with you; by default OUTPUT-private")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="Exit with an error if any file was quarantined")
+    ] = False,
+) -> None:
+    """Protect images by a scheme. OUTPUT may be given away; OUTPUT-private must stay with you."""
+    from veilset.data.export import export_set  # noqa: PLC0415
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.schemes.protect import protect_set  # noqa: PLC0415
+    from veilset.schemes.registry import make_scheme  # noqa: PLC0415
+
+    chosen = make_scheme(scheme, _settings(settings), "--set")
+    key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
+    private = private or output.with_name(f"{output.name}-private")
+    _require_apart(output, private)
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    overrides = {"workers": workers, "shares": {"train": 1, "validation": 0, "test": 0,
+                                                "auxiliary": 0, "gallery": 0}}  # fmt: skip
+    _ingest(source, private, ids_key, overrides, size=size, channels=channels, strict=strict)
+    images = ImageSet.open(private / "ingested")
+    target = output if format is Format.ARROW else private / "protected"
+    held_back = 0 if chosen.declares.protects_queries else images.manifest.splits.get("test", 0)
+    with progress(f"protect by {scheme}", _released(images, held_back)) as advance:
+        manifest = protect_set(
+            images, chosen, key, target, private / "provenance",
+            dataset=output.name, workers=workers, progress=advance,
+        )  # fmt: skip
+    if format is not Format.ARROW:
+        export_set(ImageSet.open(target), output, format.value, replace=True)
+    say(f"Protected {sum(manifest.splits.values()):,} images by {chosen.title} into {output}.")
+    if held_back:
+        say(
+            f"{held_back:,} test images stay unprotected with you: {scheme} does not protect "
+            "queries, so models are tested on plain images."
+        )
+    say(f"Keep {private} to yourself: it holds originals, quarantine and provenance.")
+
+
+def attack(
+    release: Annotated[Path, typer.Argument(help="A protected set, as `veilset protect` made it")],
+    *,
+    originals: Annotated[str, typer.Option(help="The images that it was made from")],
+    key_file: KeyFile = None,
+    ids_key_file: IdsKeyFile = None,
+    demo_key: DemoKey = False,
+    full: Annotated[bool, typer.Option("--full", help="The long attacks of a release")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything the attacker draws")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=256)] = 2,
+    output: Annotated[
+        Path | None, typer.Option(help="For results; by default RELEASE-attacks. Stays with you")
+    ] = None,
+) -> None:
+    """Attack a protected set and say how much it leaks, with chance, control and oracle."""
+    from veilset.attacks.case import case_from_originals  # noqa: PLC0415
+    from veilset.attacks.registry import attack_names  # noqa: PLC0415
+    from veilset.attacks.suite import run_suite  # noqa: PLC0415
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.schemes.registry import make_scheme  # noqa: PLC0415
+    from veilset.stages.attack import show_progress, table  # noqa: PLC0415
+
+    public = ImageSet.open(release)
+    made_by = public.manifest.scheme or {}
+    scheme = make_scheme(str(made_by.get("name")), made_by.get("parameters", {}), str(release))
+    key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
+    output = output or release.with_name(f"{release.name}-attacks")
+    _require_apart(release, output)
+    output.mkdir(mode=0o700, parents=True, exist_ok=True)
+    height, width, depth = public.shape
+    _ingest(originals, output, ids_key, {"workers": workers},
+            size=f"{height}x{width}", channels=str(depth), strict=False)  # fmt: skip
+    case = case_from_originals(
+        public, ImageSet.open(output / "ingested"), scheme, key,
+        seed=seed, effort="full" if full else "quick",
+    )  # fmt: skip
+    with show_progress(scheme.name) as report:
+        suite = run_suite(case, {name: {} for name in attack_names()},
+                          dataset=public.manifest.dataset, progress=report)  # fmt: skip
+    suite.write(output / "results")
+    say(table(suite.results))
+    say(f"Results, raw scores and pictures: {output / 'results'} (shows originals; keep it).")
+
+
+def verify(
+    dataset: Annotated[Path, typer.Argument(help="A set: ingested or protected")],
+) -> None:
+    """Check every stored byte of a set against its recorded hashes."""
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+
+    images = ImageSet.open(dataset)
+    total = sum(entry.bytes for entry in images.manifest.shards)
+    with progress("verify", total, "B") as advance:
+        images.verify(advance)
+    rows = sum(images.manifest.splits.values())
+    say(f"{dataset}: all {total:,} bytes of {rows:,} images are as recorded.")
+    say(f"Root {images.manifest.root}.")
+
+
+def export(
+    dataset: Annotated[Path, typer.Argument(help="A protected set")],
+    output: Annotated[Path, typer.Argument(help="Folder to make")],
+    *,
+    format: Annotated[Format, typer.Option(help="Which format")],
+    replace: Annotated[bool, typer.Option(help="Replace a folder that is there")] = False,
+) -> None:
+    """Write a set in another format."""
+    from veilset.data.export import export_set  # noqa: PLC0415
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+
+    images = ImageSet.open(dataset)
+    if images.manifest.kind != "protected":
+        raise SettingsError(
+            f"{dataset} is an ingested set of plain images, which never leaves the place where it "
+            "is: export a protected one."
+        )
+    export_set(images, output, format.value, replace=replace)
+    say(f"Wrote {sum(images.manifest.splits.values()):,} images as {format.value} into {output}.")
+
+
+def _settings(pairs: list[str]) -> Mapping[str, Any]:
+    """`key=value` texts as YAML reads the values."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"--set {pair} is not key=value: write e.g. --set region_px=16.")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[name] = text
+    return values
+
+
+def _keys(key_file: Path | None, ids_key_file: Path | None, *, demo: bool) -> tuple[Key, Key]:
+    """The protection key and the secret for ids."""
+    if demo:
+        if key_file is not None or ids_key_file is not None:
+            raise KeyFileError("--demo-key and a key file were both given: choose one.")
+        return keys.DEMO_PROTECTION_KEY, keys.DEMO_IDS_KEY
+    if key_file is not None:
+        key = keys.read_key_file(key_file)
+        named = None if ids_key_file is None else keys.read_key_file(ids_key_file)
+        return key, named or keys.derive_key(key, "ids")
+    if not keys.fingerprint_path("protection", Path()).is_file():
+        raise KeyFileError(
+            "no key: make one by `veilset key new --key-file KEY` and give --key-file KEY, or run "
+            "this in a project that has one, or give --demo-key to try it."
+        )
+    return keys.project_key("protection", Path()), keys.project_key("ids", Path())
+
+
+def _require_apart(public: Path, private: Path) -> None:
+    """Refuses places where what is private would lie in what is given away, or files be lost."""
+    if private.resolve().is_relative_to(public.resolve()):
+        raise SettingsError(
+            f"{private} lies inside {public}, which may be given away: choose another folder."
+        )
+    occupied = public.is_dir() and any(public.iterdir())
+    if public.is_file() or (occupied and not (public / "manifest.json").is_file()):
+        raise SettingsError(f"{public} is there and is no image set: choose another folder.")
+
+
+def _ingest(
+    text: str,
+    private: Path,
+    ids_key: Key,
+    overrides: Mapping[str, Any],
+    *,
+    size: str,
+    channels: str,
+    strict: bool,
+) -> None:
+    """Ingests a source into `private/ingested` and `private/quarantine`."""
+    from veilset.data.ingest import IngestParams, ingest  # noqa: PLC0415
+    from veilset.data.sources.registry import open_source  # noqa: PLC0415
+    from veilset.data.survey import survey  # noqa: PLC0415
+    from veilset.stages.ingest import words  # noqa: PLC0415
+
+    source = open_source(text, Path())
+    shape: dict[str, Any] = {"size": _size(size), "channels": _channels(channels)}
+    if "auto" in (size, channels):
+        found = survey(source)
+        shape = {
+            "size": found.size if size == "auto" else shape["size"],
+            "channels": found.channels if channels == "auto" else shape["channels"],
+        }
+        height, width = found.size
+        say(f"auto: the first {found.looked_at} images are mostly {height}x{width}, "
+            f"{'grey' if found.channels == 1 else 'colour'}.")  # fmt: skip
+    params = IngestParams.parse({**overrides, **shape}, "protect")
+    with progress("read", source.count()) as advance:
+        summary = ingest(
+            source, params, ids_key, "input", private / "ingested", private / "quarantine",
+            progress=lambda *_: advance(1),
+        )  # fmt: skip
+    say(words(summary))
+    refused = sum(summary.quarantined.values())
+    if refused:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary.quarantined.items())
+        say(f"Quarantined with reasons in {private / 'quarantine/quarantine.csv'}: {reasons}.")
+    if refused and strict:
+        raise SourceError(
+            f"{refused} of {summary.total} files were quarantined, and --strict allows none: see "
+            f"{private / 'quarantine/quarantine.csv'}; nothing was protected."
+        )
+
+
+def _size(text: str) -> Any:
+    if text == "auto":
+        return text
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+        raise SettingsError(f"--size {text} is no size: write e.g. 96, 112x92, or auto.")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _channels(text: str) -> Any:
+    if text not in ("1", "3", "auto"):
+        raise SettingsError(f"--channels {text} is neither 1 (grey), 3 (colour) nor auto.")
+    return text if text == "auto" else int(text)
+
+
+def _released(images: Any, held_back: int) -> int:
+    return sum(images.manifest.splits.values()) - held_back

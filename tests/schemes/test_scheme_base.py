@@ -1,0 +1,169 @@
+"""What every scheme promises, whichever it is; the registry finds them all."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import veilset.schemes
+from veilset.errors import ProtectionError, SettingsError
+from veilset.keys import Key
+from veilset.schemes.base import ArrayPool, Declaration, Scheme
+from veilset.schemes.registry import SCHEMES, make_scheme, scheme_names
+
+KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
+BUILT_IN = ("pixel_block_mixing", "plain", "visualmixer")
+
+
+def batch(
+    count: int = 12, shape: tuple[int, int, int] = (16, 20, 3), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return (
+        rng.integers(0, 256, (count, *shape), dtype=np.uint8),
+        (np.arange(count) % 2).astype(np.int64),
+        rng.integers(0, 256, (count, 16), dtype=np.uint8),
+    )
+
+
+# ------------------------------------------------------------------------------ the registry
+
+
+def test_every_module_with_a_schemes_name_holds_that_scheme() -> None:
+    assert set(BUILT_IN) <= set(scheme_names())
+    assert list(SCHEMES) == list(scheme_names())
+    for name in BUILT_IN:
+        assert SCHEMES[name].name == name
+        assert issubclass(SCHEMES[name], Scheme)
+    assert "base" not in SCHEMES
+    assert "nothing" not in SCHEMES
+
+
+def test_a_new_scheme_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(SCHEMES["plain"].__module__.replace(".", "/"))
+    text = (Path(veilset.schemes.__path__[0]) / f"{source.name}.py").read_text()
+    (tmp_path / "negative.py").write_text(
+        text.replace('name = "plain"', 'name = "negative"').replace("images.copy()", "255 - images")
+    )
+    (tmp_path / "mislaid.py").write_text(text)
+    monkeypatch.setattr(veilset.schemes, "__path__", [*veilset.schemes.__path__, str(tmp_path)])
+    images, labels, ids = batch()
+    made = make_scheme("negative", {}, "here").protect(images, labels, ids, KEY)
+    assert (made.images == 255 - images).all()
+    with pytest.raises(TypeError, match="mislaid"):
+        SCHEMES["mislaid"]
+    for name in ("negative", "mislaid"):
+        sys.modules.pop(f"veilset.schemes.{name}", None)
+
+
+def test_an_unknown_scheme_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"params.yaml: scheme.x.*'blur'.*plain"):
+        make_scheme("blur", {}, "params.yaml: scheme.x")
+
+
+def test_unknown_parameters_are_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"here\.strength is unknown"):
+        make_scheme("plain", {"strength": 3}, "here")
+
+
+# ------------------------------------------------------------------------------ every scheme
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("shape", [(8, 8, 1), (13, 40, 3)])
+def test_protection_is_a_pure_function(name: str, shape: tuple[int, int, int]) -> None:
+    images, labels, ids = batch(shape=shape)
+    given = [array.copy() for array in (images, labels, ids)]
+    one = make_scheme(name, {}, "t").protect(images, labels, ids, KEY)
+    two = make_scheme(name, {}, "t").protect(images, labels, ids, KEY)
+    assert (one.images == two.images).all()
+    assert one.images.dtype == np.uint8
+    assert one.images.shape == images.shape
+    assert not np.shares_memory(one.images, images)
+    for before, after in zip(given, (images, labels, ids), strict=True):
+        assert (before == after).all()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_declaration_holds(name: str) -> None:
+    images, labels, ids = batch()
+    scheme = make_scheme(name, {}, "t")
+    one = scheme.protect(images, labels, ids, KEY)
+    two = scheme.protect(images, labels, ids, OTHER)
+    assert (one.images != two.images).any() == scheme.declares.keyed
+    three = scheme.protect(images, np.zeros_like(labels), ids, KEY)
+    assert (one.images != three.images).any() == scheme.declares.uses_labels
+    if scheme.declares.reversible and scheme.declares.keyed:
+        assert (scheme.recover(one.images, labels, ids, KEY, one.private) == images).all()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_input_in_any_memory_layout_gives_the_same(name: str) -> None:
+    images, labels, ids = batch()
+    scheme = make_scheme(name, {}, "t")
+    wide = np.zeros((24, 16, 20, 3), dtype=np.uint8)
+    wide[::2] = images
+    for other in (np.asfortranarray(images), wide[::2]):
+        got = scheme.protect(other, labels, ids[::-1][::-1], KEY)
+        assert (got.images == scheme.protect(images, labels, ids, KEY).images).all()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_records_are_plain_json_and_tell_the_parameters(name: str) -> None:
+    scheme = make_scheme(name, {}, "t", fitted_hash="ab")
+    record = json.loads(json.dumps(scheme.record()))
+    assert record["name"] == name
+    assert record["fitted_hash"] == "ab"
+    assert record["parameters"] == json.loads(scheme.params.canonical())
+    assert record["declaration"]["risk_notes"]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize(
+    "fault", ["float", "five channels", "labels", "label type", "ids", "id type"]
+)
+def test_wrong_input_is_refused(name: str, fault: str) -> None:
+    images, labels, ids = batch()
+    wrong = {
+        "float": (images / 255, labels, ids),
+        "five channels": (np.zeros((12, 8, 8, 5), np.uint8), labels, ids),
+        "labels": (images, labels[:3], ids),
+        "label type": (images, labels / 2, ids),
+        "ids": (images, labels, ids[:3]),
+        "id type": (images, labels, ids.astype(np.int64)),
+    }[fault]
+    with pytest.raises(ProtectionError, match="must be"):
+        make_scheme(name, {}, "t").protect(*wrong, KEY)
+
+
+def test_what_a_scheme_learnt_changes_its_stream() -> None:
+    streams = [make_scheme("plain", {}, "t", fitted_hash=h).stream(KEY) for h in ("", "a")]
+    assert streams[0] != streams[1]
+
+
+def test_labels_and_queries_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="labels"):
+        Declaration(
+            keyed=True, reversible=False, guarantee=None, protects_queries=True, uses_labels=True,
+            provenance="ours", source="t",
+        )  # fmt: skip
+
+
+def test_a_pool_is_the_same_for_any_order() -> None:
+    images, labels, ids = batch(30)
+    order = np.random.default_rng(0).permutation(30)
+    one = ArrayPool.from_arrays(images, labels, ids)
+    two = ArrayPool.from_arrays(images[order], labels[order], ids[order])
+    assert (one.ids == two.ids).all()
+    assert (one.labels == two.labels).all()
+    assert (one.take(np.arange(30)) == two.take(np.arange(30))).all()
+    assert sorted(map(bytes, ids)) == list(map(bytes, one.ids))
+
+
+def test_plain_is_plain() -> None:
+    images, labels, ids = batch()
+    scheme = make_scheme("plain", {}, "t")
+    assert (scheme.protect(images, labels, ids, KEY).images == images).all()
+    assert scheme.key_space_bits((8, 8, 3)) == 0

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veilset.training.differences import paired_difference, unpaired_difference
+
+counts = st.integers(0, 60)
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        # Newcombe 1998 (paired data), method 10, to four places.
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        ((54, 0, 0, 0), -0.0664, 0.0664),
+        # The same method elsewhere, margins of zero.
+        ((27, 3, 0, 0), -0.0310, 0.2562),
+        ((15, 0, 15, 0), -0.6685, -0.2969),
+        ((0, 0, 1, 29), -0.1667, 0.0834),
+    ],
+)
+def test_published_paired_limits(table: tuple[int, int, int, int], low: float, high: float) -> None:
+    found = paired_difference(*table)
+    assert (found.low, found.high) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
+
+
+def test_published_unpaired_limits() -> None:
+    # Newcombe 1998 (independent proportions), table II, 56/70 - 48/80, method 10.
+    found = unpaired_difference((56, 70), (48, 80))
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == (
+        pytest.approx(0.0524, abs=6e-5),
+        pytest.approx(0.3339, abs=6e-5),
+    )
+
+
+@given(counts, counts, counts, counts)
+def test_paired_limits_enclose_swap_and_stay_in_range(a: int, b: int, c: int, d: int) -> None:
+    if a + b + c + d == 0:
+        with pytest.raises(ValueError, match="n above 0"):
+            paired_difference(a, b, c, d)
+        return
+    found, swapped = paired_difference(a, b, c, d), paired_difference(a, c, b, d)
+    assert -1 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+    assert found.value == pytest.approx((b - c) / (a + b + c + d))
+    assert (found.low, found.high) == (pytest.approx(-swapped.high), pytest.approx(-swapped.low))
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.8])
+def test_paired_interval_covers_as_often_as_it_says(agreement: float) -> None:
+    rng = np.random.default_rng(3)
+    n, first, second = 100, 0.9, 0.8
+    hits = 0
+    for _ in range(600):
+        u, v = rng.random((2, n))
+        v = np.where(rng.random(n) < agreement, u, v)
+        x, y = u < first, v < second
+        found = paired_difference(
+            int((x & y).sum()), int((x & ~y).sum()), int((~x & y).sum()), int((~x & ~y).sum())
+        )
+        hits += found.low <= first - second <= found.high
+    assert 0.92 <= hits / 600 <= 0.99
+
+
+def test_pairing_narrows_where_both_fail_on_the_same_images() -> None:
+    paired = paired_difference(80, 8, 2, 10)
+    apart = unpaired_difference((88, 100), (82, 100))
+    assert paired.value == pytest.approx(apart.value)
+    assert paired.high - paired.low < 0.75 * (apart.high - apart.low)

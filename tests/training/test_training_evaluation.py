@@ -1,0 +1,252 @@
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from small_sets import declaration, params, stripes, subject
+from torch import nn
+
+from veilset.data.shards import write_set
+from veilset.errors import SourceError, TrainingError
+from veilset.metrics.statistics import wilson
+from veilset.training import evaluation
+from veilset.training.differences import paired_difference, unpaired_difference
+from veilset.training.evaluation import (
+    Answers,
+    calibration_error,
+    evaluate,
+    evaluation_row,
+    lost,
+    predict,
+    read_test_set,
+    softmax,
+    write_evaluation,
+)
+from veilset.training.loop import train
+from veilset.training.saved import ModelCard, load_model
+from veilset.types import FloatArray, Labels
+
+Trained = tuple[nn.Module, ModelCard]
+
+PROTECTS = declaration(protects_queries=True)
+LABELS = declaration(uses_labels=True)
+
+
+def _answers(n: int = 200, classes: int = 4, seed: int = 0, skill: float = 2.0) -> Answers:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    logits = rng.normal(size=(n, classes))
+    logits[np.arange(n), labels] += skill
+    ids = np.zeros((n, 16), dtype=np.uint8)
+    ids[:, :2] = np.arange(n).astype(">u2").view(np.uint8).reshape(n, 2)
+    return Answers(logits.astype(np.float32), labels, ids)
+
+
+def _shuffled(answers: Answers, seed: int = 1) -> Answers:
+    order = np.random.default_rng(seed).permutation(len(answers.labels))
+    assert answers.ids is not None
+    return Answers(answers.logits[order], answers.labels[order], answers.ids[order])
+
+
+# The wrong evaluation
+
+
+def test_a_scheme_that_uses_labels_is_only_scored_on_plain_images() -> None:
+    assert evaluation.test_sets(LABELS) == ("plain",)
+    assert evaluation.test_sets(declaration()) == ("plain",)
+    assert evaluation.test_sets(PROTECTS) == ("plain", "protected")
+    assert evaluation.declared_test_set(LABELS) == "plain"
+    assert evaluation.declared_test_set(PROTECTS) == "protected"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("evaluation") / "model"
+    train(stripes(64), stripes(16), params(epochs=3), subject(), folder)
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ingested set, and one that each kind of scheme made, all with a `test` split."""
+    base = tmp_path_factory.mktemp("sets")
+    images, labels = stripes(12)
+    ids = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
+    parts = {"test": (ids, labels, images, {})}
+    for name, declares in (("queries", PROTECTS), ("labels", LABELS), ("ingested", None)):
+        scheme = None if declares is None else {
+            "name": name, "declaration": {
+                "protects_queries": declares.protects_queries, "uses_labels": declares.uses_labels,
+            },
+        }  # fmt: skip
+        kind = "ingested" if declares is None else "protected"
+        write_set(
+            base / name, kind=kind, dataset="t", classes=("a", "b"), parts=parts, scheme=scheme
+        )
+    return base
+
+
+def test_the_wrong_evaluation_cannot_be_written(trained: Trained, sets: Path) -> None:
+    answers = _answers(classes=2)
+    for declares, why in ((LABELS, "it reads the labels"), (declaration(), "does not protect")):
+        with pytest.raises(TrainingError, match=f"never scored on protected.*{why}"):
+            evaluation_row(trained[1], declares, "protected", answers, None)
+        with pytest.raises(TrainingError, match="never scored on protected"):
+            read_test_set(declares, "protected", [sets / "labels"])
+    # Nor by a wrong folder, nor by a declaration that is not the set's own.
+    with pytest.raises(SourceError, match="is an ingested set, but protected test images"):
+        read_test_set(PROTECTS, "protected", [sets / "ingested"])
+    with pytest.raises(SourceError, match="a protected set, but plain test images"):
+        read_test_set(LABELS, "plain", [sets / "labels"])
+    with pytest.raises(SourceError, match="does not declare to protect queries"):
+        read_test_set(PROTECTS, "protected", [sets / "labels"])
+    assert len(read_test_set(PROTECTS, "protected", [sets / "queries"])[0]) == 12
+    assert len(read_test_set(LABELS, "plain", [sets / "ingested"])[0]) == 12
+
+
+# Scores against independent references
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 80), st.integers(2, 6), st.integers(0, 10**6))
+def test_scores_agree_with_scikit_learn(n: int, classes: int, seed: int) -> None:
+    answers = _answers(n, classes, seed, skill=1.0)
+    scores = evaluate(answers)
+    said = answers.logits.argmax(axis=1)
+    known = list(range(classes))
+    assert scores.accuracy.value == pytest.approx(accuracy_score(answers.labels, said))
+    assert np.array_equal(scores.confusion, confusion_matrix(answers.labels, said, labels=known))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recall = recall_score(answers.labels, said, labels=known, average=None, zero_division=0)
+    for index, (count, interval) in enumerate(scores.per_class):
+        assert count == (answers.labels == index).sum()
+        assert (interval is None) == (count == 0)
+        if interval is not None:
+            assert interval.value == pytest.approx(recall[index])
+            assert interval == wilson(round(float(recall[index]) * count), count)
+    assert 0 <= scores.accuracy.low <= scores.accuracy.value <= scores.accuracy.high <= 1
+
+
+def _slow_calibration_error(probabilities: FloatArray, labels: Labels, bins: int) -> float:
+    """Guo et al. 2017, equations 2 and 3, as they are written."""
+    total = 0.0
+    for m in range(1, bins + 1):
+        inside = [
+            (max(row), float(np.argmax(row) == label))
+            for row, label in zip(probabilities, labels, strict=True)
+            if (m - 1) / bins < max(row) <= m / bins
+        ]
+        if inside:
+            confidence, accuracy = np.mean(inside, axis=0)
+            total += len(inside) / len(labels) * abs(accuracy - confidence)
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(2, 5), st.sampled_from([1, 10, 15]), st.integers(0, 999))
+def test_calibration_error_is_the_papers(n: int, classes: int, bins: int, seed: int) -> None:
+    answers = _answers(n, classes, seed)
+    probabilities = softmax(answers.logits)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+    found = calibration_error(probabilities, answers.labels, bins)
+    assert found == pytest.approx(_slow_calibration_error(probabilities, answers.labels, bins))
+
+
+def test_calibration_error_of_the_sure_and_wrong_is_one() -> None:
+    sure = np.array([[1.0, 0.0]] * 5)
+    assert calibration_error(sure, np.ones(5, dtype=np.int64)) == 1
+    assert calibration_error(sure, np.zeros(5, dtype=np.int64)) == 0
+
+
+# What a scheme costs
+
+
+def test_loss_is_paired_by_source_id_whatever_the_order() -> None:
+    baseline, ours = _answers(skill=4.0), _answers(skill=1.0)
+    a, b = baseline.correct, ours.correct
+    expected = paired_difference(
+        int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
+    )
+    assert expected.value > 0.1
+    assert lost(baseline, _shuffled(ours)) == expected
+    assert lost(_shuffled(baseline), ours) == expected
+
+
+def test_loss_on_other_images_is_unpaired() -> None:
+    baseline, ours = _answers(skill=4.0), _answers(n=150, skill=1.0)
+    expected = unpaired_difference(
+        (int(baseline.correct.sum()), 200), (int(ours.correct.sum()), 150)
+    )
+    assert lost(baseline, ours) == expected
+    nameless = Answers(_answers(skill=1.0).logits, _answers(skill=1.0).labels)
+    apart, paired = lost(baseline, nameless), lost(baseline, _answers(skill=1.0))
+    assert apart.value == pytest.approx(paired.value)
+    assert apart.low < paired.low
+
+
+def test_mixed_up_ids_are_noticed() -> None:
+    baseline = _answers()
+    mixed = Answers(baseline.logits, baseline.labels, baseline.ids[::-1])
+    with pytest.raises(TrainingError, match="ids were mixed up"):
+        lost(baseline, mixed)
+
+
+def test_rows_are_those_of_the_record(trained: Trained, tmp_path: Path) -> None:
+    _, card = trained
+    baseline, ours = _answers(classes=2, skill=3.0), _answers(classes=2, skill=1.0)
+    rows = [
+        evaluation_row(card, PROTECTS, on, ours, baseline, model_name="mine")
+        for on in ("protected", "plain")
+    ]
+    write_evaluation(tmp_path / "evaluation.json", rows)
+    read = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (read["schema"], read["baseline"]) == (1, "plain")
+    assert [(r["test_on"], r["declared"]) for r in read["rows"]] == [
+        ("plain", False), ("protected", True)
+    ]  # fmt: skip
+    row = read["rows"][0]
+    loss = lost(baseline, ours)
+    assert row["loss_points"] == pytest.approx(100 * loss.value)
+    assert (row["loss_low"], row["loss_high"]) == (100 * loss.low, 100 * loss.high)
+    assert row["loss_points"] == pytest.approx(100 * (row["baseline_accuracy"] - row["accuracy"]))
+    assert row["paired"] is True
+    assert row["correct"] == round(row["accuracy"] * row["n"])
+    assert [entry["class"] for entry in row["per_class"]] == list(card.classes)
+    assert sum(map(sum, row["confusion"])) == row["n"] == 200
+    assert (row["scheme"], row["model"]) == ("plain", "mine")
+    assert row["train_seconds"] == card.seconds
+    alone = evaluation_row(card, PROTECTS, "plain", ours, None)
+    assert alone["loss_points"] is None and alone["baseline_accuracy"] is None
+
+
+# Input that makes no sense
+
+
+def test_malformed_answers_are_refused(trained: Trained) -> None:
+    good = _answers(classes=3)
+    bad = good.logits.copy()
+    bad[5, 1] = np.nan
+    for answers, words in (
+        (Answers(bad, good.labels), "NaN or infinity"),
+        (Answers(good.logits, good.labels + 1), "labels reach from 1 to 3"),
+        (Answers(good.logits[:0], good.labels[:0]), "cannot be scored"),
+        (Answers(good.logits, good.labels[:-1]), "cannot be scored"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            evaluate(answers)
+    with pytest.raises(TrainingError, match=r"trained on uint8 \(8, 8, 1\) images"):
+        predict(*trained, stripes(4, (8, 9, 1)).images)
+
+
+def test_a_model_with_nan_weights_is_refused(trained: Trained) -> None:
+    import copy
+
+    model = copy.deepcopy(trained[0])
+    model.head.bias.data[0] = float("nan")
+    with pytest.raises(TrainingError, match="diverged"):
+        predict(model, trained[1], stripes(4).images)
