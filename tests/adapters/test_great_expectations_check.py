@@ -23,6 +23,7 @@ from veilset.adapters.great_expectations_check import (
     read_verdict,
 )
 from veilset.errors import CheckError, SettingsError
+from veilset.files import read_table, write_table
 
 CLASSES = ("cat", "dog", "owl")
 ROLES = ["train"] * 12 + ["validation"] * 3 + ["test"] * 6 + ["auxiliary"] * 3 + ["gallery"] * 3
@@ -162,7 +163,8 @@ def test_a_required_role_that_is_empty_is_critical() -> None:
 
 def test_the_sentence_names_rule_value_and_limit(tmp_path: Path) -> None:
     frame = clean_index().drop(index=[1, 4, 7]).reset_index(drop=True)
-    result = check(frame, tmp_path, min_train_per_class=3)
+    findings = find(frame, CLASSES, CheckParams(min_train_per_class=3))
+    result = CheckResult(findings=findings, output=tmp_path)
     with pytest.raises(CheckError) as caught:
         raise_if_critical(result)
     sentence = str(caught.value)
@@ -180,7 +182,20 @@ def test_an_index_read_from_parquet_gives_the_same_findings(
     clean: CheckResult, tmp_path: Path
 ) -> None:
     clean_index().to_parquet(tmp_path / "index.parquet")
-    assert check(pd.read_parquet(tmp_path / "index.parquet"), tmp_path).findings == clean.findings
+    frame = pd.read_parquet(tmp_path / "index.parquet")
+    assert find(frame, CLASSES, CheckParams()) == clean.findings
+
+
+def test_rows_that_could_not_be_decoded_are_gaps_and_no_fault(tmp_path: Path) -> None:
+    frame = clean_index()
+    unknown = {"id": None, "class_name": None, "mode": None, "brightness": None, "width": None,
+               "height": None, "label": -1, "role": "quarantined", "reason": "truncated"}  # fmt: skip
+    frame = pd.concat([frame, frame.iloc[:1].assign(**unknown)], ignore_index=True)
+    frame = frame.astype({"width": "Int64", "height": "Int64", "brightness": "float64"})
+    write_table(tmp_path / "index.parquet", frame)
+    stored = read_table(tmp_path / "index.parquet")
+    assert faults(stored) == {}
+    assert faults(plant(stored, 5, width=3)) == {"width_in_range": "critical"}
 
 
 def test_data_docs_load_nothing_and_tell_no_row(tmp_path: Path) -> None:
@@ -213,10 +228,13 @@ def test_nothing_is_written_outside_the_output(
 
 
 def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
-    first = check(plant(clean_index(), 5, width=3), tmp_path)
-    assert read_verdict(first.output) == {"critical_failed": ["width_in_range"], "warnings": []}
-    result = check(clean_index(), tmp_path)
-    assert read_verdict(result.output)["critical_failed"] == []
+    (tmp_path / "checks" / "data_docs").mkdir(parents=True)
+    (tmp_path / "checks" / "data_docs" / "old.html").write_text("old")
+    (tmp_path / ".checks.partial" / "data_docs").mkdir(parents=True)
+    (tmp_path / ".checks.partial" / "data_docs" / "killed.html").write_text("killed")
+    result = check(plant(clean_index(), 5, width=3), tmp_path)
+    assert read_verdict(result.output) == {"critical_failed": ["width_in_range"], "warnings": []}
+    assert not {"data_docs/old.html", "data_docs/killed.html"} & set(tree(result.output))
 
 
 def test_a_table_of_another_version_is_refused(tmp_path: Path) -> None:

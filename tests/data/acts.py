@@ -68,3 +68,15 @@ DEEDS: dict[bytes, Callable[[bytes], bytes | None]] = {
     b"look": look,
     b"write": write,
 }
+
+
+def deadly_decode(params: object, content: bytes) -> bytes:
+    """A decoder that some contents kill."""
+    from veilset.data.decode import DecodeParams, decode_packed
+
+    if content.endswith(b"kill this decoder"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if content.endswith(b"hang this decoder"):
+        time.sleep(60)
+    assert isinstance(params, DecodeParams)
+    return decode_packed(params, content)

@@ -257,7 +257,7 @@ def test_each_flipped_bit_of_a_png_is_noticed(name: str) -> None:
         assert isinstance(decode(bytes(broken), NATIVE), Refused), at
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from([n for n in CORPUS if "tiff" not in n]), data=st.data())
 def test_no_bytes_raise(name: str, data: st.DataObject) -> None:
     content = bytearray(CORPUS[name]())
@@ -629,7 +629,7 @@ def test_packing_keeps_everything(content: bytes) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 800))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_lying_decoder_is_not_believed(noise: bytes, at: int) -> None:
     honest = pack(taken(LOSSLESS["png"]()))
     for answer in (noise, honest[:at], honest[:at] + noise, noise + honest):

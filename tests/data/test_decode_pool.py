@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
 from acts import act, fail_to_load, once
+from PIL import Image
 from test_decode import CORPUS, LOSSLESS, NATIVE, SHARED, saved, scene
 
 from veilset.data.decode import Decoded, DecodeParams, Refused, decode, decode_packed, unpack
@@ -198,6 +198,7 @@ def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
     assert isinstance(results[1], Decoded)
 
 
+@pytest.mark.slow
 def test_the_default_memory_is_enough_for_the_default_limit() -> None:
     side = 7071  # 50 megapixels, in the mode that needs most.
     big = saved(Image.new("RGBA", (side, side)), "PNG", compress_level=1)

@@ -94,7 +94,7 @@ people = st.lists(
 
 
 @given(people, st.binary(min_size=32, max_size=32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_is_promised_of_people(who: list[tuple[str, str | None]], secret: bytes) -> None:
     groups, splits = [g for g, _ in who], [s for _, s in who]
     roles = assign_roles(Key(secret), rows_of(groups, splits), SHARES, closed_set=False)

@@ -1,6 +1,7 @@
 """Image sets: equal bytes for equal rows, verified before use, any rows in any order."""
 
 import gc
+import hashlib
 import json
 import os
 import pickle
@@ -482,7 +483,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None
     with shard.opened() as handle:
         os.truncate(path, 1000)
         with pytest.raises(CorruptError, match="cut short"):
-            shard.pixels(handle, np.arange(3))
+            shard.take(handle, np.arange(3), np.empty((3, 192), dtype=np.uint8))
 
 
 def test_verify_compares_the_hash_of_the_whole_file_too(tiny: Path) -> None:
@@ -529,15 +530,13 @@ def foreign(table: pa.Table, batch: int) -> bytes:
 def test_a_well_hashed_shard_that_is_none_is_corrupt(tiny: Path, data: bytes) -> None:
     path = tiny / "train-00000.arrow"
     path.write_bytes(data)
-    found = ImageSet.open.__func__  # type: ignore[attr-defined]
-    sink = shards_module._HashedFile(None)
-    sink.write(data)
+    digest = hashlib.sha256(data).hexdigest()
     entry = Manifest.load(tiny).shards[0].model_copy(
-        update={"bytes": len(data), "sha256": sink.whole.hexdigest(), "chunks": sink.chunks()}
+        update={"bytes": len(data), "sha256": digest, "chunks": (digest,)}
     )  # fmt: skip
     Manifest.load(tiny).model_copy(update={"shards": (entry,)}).save(tiny)
     with pytest.raises(CorruptError, match="no shard of this set"):
-        found(ImageSet, tiny).ids("train")
+        ImageSet.open(tiny).ids("train")
 
 
 @settings(
@@ -554,11 +553,8 @@ def test_a_well_hashed_shard_of_rubbish_never_kills(
     data = bytearray(original)
     for position, value in flips:
         data[position % len(data)] = value
-    sink = shards_module._HashedFile(None)
-    sink.write(data)
-    entry = manifest.shards[0].model_copy(
-        update={"sha256": sink.whole.hexdigest(), "chunks": sink.chunks()}
-    )
+    digest = hashlib.sha256(data).hexdigest()
+    entry = manifest.shards[0].model_copy(update={"sha256": digest, "chunks": (digest,)})
     path.write_bytes(data)
     found = ImageSet(tiny, manifest.model_copy(update={"shards": (entry,)}))
     try:

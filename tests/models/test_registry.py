@@ -25,7 +25,7 @@ def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "from veilset.models.registry import Architecture\n"
         "from veilset.params import Params\n"
         "class Mine(Params):\n    wide: bool = False\n"
-        "def build(shape: tuple[int, int, int], classes: tuple[str, ...], params: Any):\n"
+        "def build(shape, classes, params):\n"
         "    h, w, c = shape\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(h * w * c, classes))\n"
         "ARCHITECTURES = {'mine': Architecture('Mine', 'ours', 1, Mine, build)}\n"

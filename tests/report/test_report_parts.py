@@ -16,7 +16,7 @@ from report_project import NUMBERS, TITLES, TRAINED, lock, pictures
 from scipy.stats import beta
 
 from veilset.errors import CorruptError
-from veilset.report import plots, view, words
+from veilset.report import page, plots, view, words
 from veilset.report.lineage import families, stages_of
 from veilset.report.load import load_inputs
 from veilset.report.model import ReportInputs
@@ -305,3 +305,16 @@ def test_words() -> None:
     assert words.plain("ab" * 32) == "abababababababab…"
     assert words.listed(["a"]) == "a"
     assert words.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_schemes_go_by_the_name_of_their_folder(project: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(project, tmp_path / "copy"))
+    for part in ("data/attacks", "data/protected"):
+        (root / part / "dp_pix").rename(root / part / "dp_pix-weak")
+    (root / "data/models/dp_pix-small_cnn").rename(root / "data/models/dp_pix-weak-small_cnn")
+    inputs = load_inputs(root)
+    assert "dp_pix-weak" in inputs.attacks
+    assert "dp_pix-weak" in inputs.examples
+    assert inputs.protected["dp_pix-weak"].parameters["region"] == 8
+    models = {name: page._models(inputs, name) for name in ("dp_pix", "dp_pix-weak")}
+    assert [len(found) for found in models.values()] == [0, 1]

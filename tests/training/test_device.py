@@ -52,10 +52,13 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("asked", [True, False])
 def test_kernel_settings_are_put_back(before: bool, asked: bool) -> None:
     torch.set_deterministic_debug_mode(2 if before else 0)
+    cores = torch.get_num_threads()
     try:
-        with pytest.raises(KeyError), kernels(CPU, deterministic=asked):
+        with pytest.raises(KeyError), kernels(CPU, deterministic=asked, threads=cores + 1):
+            assert torch.get_num_threads() == cores + 1
             assert torch.are_deterministic_algorithms_enabled() is asked
             raise KeyError
         assert torch.are_deterministic_algorithms_enabled() is before
+        assert torch.get_num_threads() == cores
     finally:
         torch.set_deterministic_debug_mode(0)

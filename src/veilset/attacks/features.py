@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
-from veilset.attacks.base import Attacker, Release
+from veilset.attacks.base import Attacker
 from veilset.errors import ProtectionError
 from veilset.keys import derive_key
 from veilset.metrics.retrieval import draw_galleries, pick, places, squared_distances
@@ -211,7 +211,7 @@ class Aligned:
         query = _unit((self.feature(views) - self.here[0]) / self.here[1])
         known = _unit((self.feature(candidates) - self.there[0]) / self.there[1])
         cosine = query @ known.T
-        return 1.0 - (np.abs(cosine) if self.either_sign else cosine)
+        return np.asarray(1.0 - (np.abs(cosine) if self.either_sign else cosine))
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,8 @@ class Agreement:
         place = int(self.quantile * (mine.shape[1] - 1))
         rows = [np.partition(np.abs(theirs - row), place, axis=1)[:, place] for row in mine]
         # The mean of what agrees, in a whisper, orders candidates that agree alike.
-        return np.asarray(rows, dtype=np.float64) + 1e-3 * Plainly(_rms).distances(
-            views, candidates
-        )
+        overall = Plainly(_rms).distances(views, candidates)
+        return np.asarray(np.array(rows, dtype=np.float64) + 1e-3 * overall)
 
 
 def _rms(images: Planes) -> FloatArray:
@@ -450,13 +449,17 @@ class Pairs:
 
 
 def protect_as_attacker(
-    release: Release, attacker: Attacker, versions: int, rng: np.random.Generator, shift: int = 0
-) -> list[Pairs]:
-    """Protects the attacker's images several times, each under a fresh key and fresh ids.
+    scheme: Scheme[Any], attacker: Attacker, part: BoolArray, versions: int,
+    rng: np.random.Generator, shift: int = 0,
+) -> list[Pairs]:  # fmt: skip
+    """Protects a part of the attacker's images several times, under fresh keys and fresh ids.
+
+    Donors come from the part itself, as the owner's come from the release itself.
 
     Args:
-        release: Whose scheme to use.
+        scheme: The released scheme.
         attacker: Whose images and key.
+        part: Mask of the images to protect, bool (M,).
         versions: How many times.
         rng: Source of ids and shifts.
         shift: All versions but the first move each image by up to so many pixels beforehand.
@@ -469,12 +472,13 @@ def protect_as_attacker(
 
     Source: ours.
     """
-    rows = usable_rows(release.scheme, attacker.labels)
+    chosen = np.flatnonzero(part).astype(np.int64)
+    rows = chosen[usable_rows(scheme, attacker.labels[chosen])]
     plain, labels = attacker.images[rows], attacker.labels[rows]
     made = []
     for version in range(versions):
         moved = _moved(plain, shift, rng) if version and shift else plain
-        batch = protect_once(release.scheme, attacker, moved, labels, f"version {version}", rng)
+        batch = protect_once(scheme, attacker, moved, labels, f"version {version}", rng)
         made.append(Pairs(batch, moved, rows))
     return made
 

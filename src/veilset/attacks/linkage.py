@@ -130,10 +130,9 @@ def attacker_pairs(
     rng: np.random.Generator, shift: int = 0,
 ) -> tuple[list[Pairs], Pairs]:  # fmt: skip
     """The attacker's own pairs: several versions to fit on, one of other images to tune on."""
-    _, tuning = split_attacker(attacker, share, rng)
-    made = protect_as_attacker(release, attacker, versions, rng, shift)
-    chosen = tuning[made[0].rows]
-    return [pairs.take(~chosen) for pairs in made], made[0].take(chosen)
+    fitting, tuning = split_attacker(attacker, share, rng)
+    made = protect_as_attacker(release.scheme, attacker, fitting, versions, rng, shift)
+    return made, protect_as_attacker(release.scheme, attacker, tuning, 1, rng)[0]
 
 
 def linear_views(fit: list[Pairs], tuning: Pairs, side: int = 32) -> dict[str, View]:

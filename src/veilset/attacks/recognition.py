@@ -42,6 +42,7 @@ from veilset.attacks.features import (
     tune,
 )
 from veilset.attacks.linkage import linear_views
+from veilset.errors import ProtectionError
 from veilset.metrics.retrieval import draw_galleries, pick
 from veilset.types import BoolArray, FloatArray, Images, IntArray
 
@@ -123,17 +124,16 @@ class Recognition(Attack[RecognitionParams, FittedRecognition]):
         del like
         merged, enrolled = _all_images(attacker)
         probes = _probes(merged.groups, enrolled, rng)
-        made = protect_as_attacker(release, merged, self.params.versions, rng)
-        rows = made[0].rows
-        fit, tuning = [pairs.take(~probes[rows]) for pairs in made], made[0].take(probes[rows])
+        fit = protect_as_attacker(release.scheme, merged, ~probes, self.params.versions, rng)
+        everyone = protect_as_attacker(release.scheme, merged, enrolled, 1, rng)[0]
+        names = merged.groups[everyone.rows]
+        tuning = _protected_probes(release, merged, probes, rng)
+        if tuning is None:
+            return FittedRecognition(_untuned(fit[0]), everyone.plain, names, "photographs")
         if progress:
             progress("recognition: tuning", 1, 2)
-        last = made[-1].take(enrolled[rows] & ~probes[rows])
+        last = fit[-1].take(enrolled[fit[-1].rows])
         known = merged.groups[last.rows]
-        everyone = made[-1].take(enrolled[rows])
-        names = merged.groups[everyone.rows]
-        if not len(tuning.plain):
-            return FittedRecognition(_untuned(fit[0]), everyone.plain, names, "photographs")
         judge = persons_judge(known, merged.groups[tuning.rows])
         views: dict[str, View] = {"released": as_released, **linear_views(fit, tuning)}
         plainly = tune(views, fit[0], tuning, release.scheme, judge, candidates=last.plain)
@@ -155,7 +155,7 @@ class Recognition(Attack[RecognitionParams, FittedRecognition]):
         if not np.isfinite(distances).all():
             raise Diverged("a distance is not a number")
         persons, nearest = by_person(distances, fitted.groups)
-        own = np.searchsorted(persons, case.truth.groups).astype(np.int64)
+        own = np.searchsorted(persons, case.truth.groups.astype(str)).astype(np.int64)
         shown = own[case.truth.made_from]
         galleries = draw_galleries(own, len(persons), self.params.gallery, rng, shown)
         frame = rank_frame(pick(nearest, galleries))
@@ -224,6 +224,18 @@ def _probes(groups: Groups, enrolled: BoolArray, rng: np.random.Generator) -> Bo
         rows = np.flatnonzero(enrolled & (groups == person))
         probes[rng.permutation(rows)[: len(rows) // 2]] = True
     return probes
+
+
+def _protected_probes(
+    release: Release, merged: Attacker, probes: BoolArray, rng: np.random.Generator
+) -> Pairs | None:
+    """The tuning photographs as the attacker protects them; None where that cannot be done."""
+    if not probes.any():
+        return None
+    try:
+        return protect_as_attacker(release.scheme, merged, probes, 1, rng)[0]
+    except ProtectionError:
+        return None
 
 
 def _untuned(fit: Pairs) -> Matcher:

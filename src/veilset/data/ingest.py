@@ -442,7 +442,6 @@ def _summary(
 def _manifest(
     summary: IngestSummary, params: IngestParams, dataset: str, shards: tuple[ShardEntry, ...]
 ) -> Manifest:
-    # The drop's name is not in it: equal content is an equal set.
     notes = {
         "closed_set": summary.closed_set,
         "duplicates": summary.duplicates,

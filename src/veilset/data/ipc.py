@@ -60,7 +60,7 @@ def read_batch(metadata: bytes, body: int, end: int) -> Batch:
     """
     try:
         return _read_batch(metadata, body, end)
-    except (struct.error, OverflowError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise ValueError(f"its metadata are damaged: {error}") from None
 
 

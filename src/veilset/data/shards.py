@@ -88,8 +88,8 @@ def write_shard(
         raise ValueError(f"{path.name} is not the name of a shard of {split!r}")
     batch = record_batch(ids, labels, images, columns or {})
     size = _file_size(batch)
-    with atomic_file(path, size=size) as file:
-        sink = _HashedFile(file)
+    with atomic_file(path, size=size) as file, ThreadPoolExecutor(1) as beside:
+        sink = _HashedFile(file, beside)
         _write_batch(pa.PythonFile(sink, mode="w"), batch)
     return _entry(path.name, len(ids), sink)
 
@@ -102,9 +102,9 @@ def shard_entry(path: Path) -> ShardEntry:
         ValueError: Its name is not a shard's.
     """
     split_shard_name(path.name)
-    sink = _HashedFile(None)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, ThreadPoolExecutor(1) as beside:
+            sink = _HashedFile(None, beside)
             rows = _count_rows(file)
             file.seek(0)
             while block := file.read(CHUNK):
@@ -303,10 +303,11 @@ def _file_size(batch: pa.RecordBatch) -> int:
 
 
 class _HashedFile:
-    """A file that hashes what goes through it: whole, and by chunks of 4 MiB."""
+    """A file that hashes what goes through it: whole (beside), and by chunks of 4 MiB."""
 
-    def __init__(self, file: IO[bytes] | None) -> None:
+    def __init__(self, file: IO[bytes] | None, beside: ThreadPoolExecutor) -> None:
         self._file = file
+        self._beside = beside
         self._digests: list[str] = []
         self._chunk = hashlib.sha256()
         self.whole = hashlib.sha256()
@@ -317,7 +318,13 @@ class _HashedFile:
         view = memoryview(data).cast("B")
         if self._file is not None:
             self._file.write(view)
-        self.whole.update(view)
+        # Hashing lets other threads run, so both hashes take the time of one.
+        whole = self._beside.submit(self.whole.update, view)
+        self._hash_chunks(view)
+        whole.result()
+        return len(view)
+
+    def _hash_chunks(self, view: memoryview) -> None:
         done = 0
         while done < len(view):
             take = min(len(view) - done, CHUNK - self.length % CHUNK)
@@ -326,7 +333,6 @@ class _HashedFile:
             done += take
             if self.length % CHUNK == 0:
                 self._next_chunk()
-        return done
 
     def _next_chunk(self) -> None:
         self._digests.append(self._chunk.hexdigest())
@@ -477,19 +483,23 @@ class _Shard:
         except ValueError as error:
             raise self._unusable(error) from None
 
-    def pixels(self, handle: int, rows: IntArray) -> npt.NDArray[np.uint8]:
-        """The pixels of some rows, uint8 (len(rows), H*W*C): a view or a copy, to copy at once."""
+    def take(self, handle: int, rows: IntArray, out: npt.NDArray[np.uint8]) -> None:
+        """Copies the pixels of some rows into `out`, uint8 (len(rows), H*W*C), contiguous."""
         start = self.column(handle, "image").values
-        offsets = start + rows * self.row_bytes
-        chunks = _covered(offsets // CHUNK, (offsets + self.row_bytes - 1) // CHUNK)
-        if self._is_sparse(chunks, rows):
-            return self._read_rows(handle, offsets)
-        self.need(handle, chunks)
+        if not self._resident.all():
+            offsets = start + rows * self.row_bytes
+            chunks = _covered(offsets // CHUNK, (offsets + self.row_bytes - 1) // CHUNK)
+            if self._is_sparse(chunks, rows):
+                self._read_rows(handle, offsets, out)
+                return
+            self.need(handle, chunks)
         stop = start + self.entry.rows * self.row_bytes
         table = self._bytes[start:stop].reshape(self.entry.rows, self.row_bytes)
         if _is_run(rows):
-            return table[rows[0] : rows[-1] + 1]
-        return table[rows]
+            np.copyto(out, table[rows[0] : rows[-1] + 1])
+        else:
+            # The rows are in range; any other mode would gather into a buffer first.
+            table.take(rows, axis=0, out=out, mode="clip")
 
     def _is_sparse(self, chunks: IntArray, rows: IntArray) -> bool:
         """Whether chunks verified before, but no longer held, are better read row by row."""
@@ -497,11 +507,9 @@ class _Shard:
         wanted = _SPARSE * len(rows) * self.row_bytes
         return bool(len(missing) * CHUNK > wanted and self._verified[missing].all())
 
-    def _read_rows(self, handle: int, offsets: IntArray) -> npt.NDArray[np.uint8]:
-        out = np.empty((len(offsets), self.row_bytes), dtype=np.uint8)
+    def _read_rows(self, handle: int, offsets: IntArray, out: npt.NDArray[np.uint8]) -> None:
         for offset, row in zip(offsets.tolist(), out, strict=True):
             _fill(handle, self.path, self.entry, row.data, offset)
-        return out
 
     def _unusable(self, error: ValueError) -> CorruptError:
         """The error for bytes that are as recorded, but are no shard of this set."""
@@ -610,8 +618,13 @@ class ImageSet:
         out = np.empty((len(wanted), *self.shape), dtype=np.uint8)
         flat = out.reshape(len(wanted), prod(self.shape))
         for shard, where, local in self._located(split, wanted):
+            # Rows that lie together in the result are put there without a second copy.
+            direct = isinstance(where, slice)
+            part = flat[where] if direct else np.empty((len(local), flat.shape[1]), np.uint8)
             with self._reading(shard) as handle:
-                flat[where] = shard.pixels(handle, local)
+                shard.take(handle, local, part)
+            if not direct:
+                flat[where] = part
         return out
 
     def batches(self, split: str, size: int) -> Iterator[tuple[Ids, Labels, Images]]:
@@ -664,6 +677,9 @@ class ImageSet:
     ) -> Iterator[tuple[_Shard, IntArray | slice, IntArray]]:
         """For each shard that holds any of these rows: it, their places, their rows in it."""
         shards = self._of[split]
+        if len(shards) == 1 and len(rows):
+            yield shards[0], slice(0, len(rows)), rows
+            return
         ends = np.cumsum([shard.entry.rows for shard in shards])
         holder = np.searchsorted(ends, rows, side="right")
         for index, shard in enumerate(shards):

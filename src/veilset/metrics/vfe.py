@@ -63,10 +63,10 @@ def vfe_released_sums(images: Images, window: int = WINDOW) -> tuple[IntArray, i
     for part in _parts(cut):
         windows = cut[part].reshape(-1, rows, high, columns, wide, channels)
         sums[part] = (
-            _squares(windows, 4).sum(axis=(1, 2, 3, 4, 5))
-            + _squares(windows, 2).sum(axis=(1, 2, 3, 4, 5))
-            + _energy(windows[:, :, :, :, -1]).sum(axis=(1, 2, 3, 4))
-            + _energy(windows[:, :, -1]).sum(axis=(1, 2, 3, 4))
+            _total(_squares(windows, 4))
+            + _total(_squares(windows, 2))
+            + _total(_energy(windows[:, :, :, :, -1]))
+            + _total(_energy(windows[:, :, -1]))
         )
     return sums, rows * columns * channels
 
@@ -103,8 +103,8 @@ def vfe_valid_sums(images: Images) -> tuple[IntArray, int]:
     _, height, width, channels = images.shape
     sums = np.empty((len(images), channels), dtype=np.int64)
     for part in _parts(images):
-        sums[part] = _squares(images[part], 1).sum(axis=(1, 2))
-        sums[part] += _squares(images[part], 2).sum(axis=(1, 2))
+        sums[part] = _squares(images[part], 1).sum(axis=(1, 2), dtype=np.int64)
+        sums[part] += _squares(images[part], 2).sum(axis=(1, 2), dtype=np.int64)
     return sums, height * (width - 1) + width * (height - 1)
 
 
@@ -147,13 +147,20 @@ def _parts(images: Images) -> list[slice]:
     return [slice(low, low + step) for low in range(0, len(images), step)]
 
 
-def _energy(values: npt.NDArray[np.uint8]) -> IntArray:
-    return np.square(values.astype(np.int64))
+def _energy(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    return np.square(values.astype(np.int32))
 
 
-def _squares(values: npt.NDArray[np.uint8], axis: int) -> IntArray:
-    """Squared differences of neighbours along an axis, int64."""
-    return np.square(np.diff(values.astype(np.int64), axis=axis))
+def _squares(values: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.int32]:
+    """Squared differences of neighbours along an axis; at most 65025 each."""
+    return np.square(np.diff(values.astype(np.int32), axis=axis))
+
+
+def _total(values: npt.NDArray[np.int32]) -> IntArray:
+    """The sum of each image, int64 (N,)."""
+    flat = values.reshape(len(values), int(np.prod(values.shape[1:])))
+    total: IntArray = flat.sum(axis=1, dtype=np.int64)
+    return total
 
 
 def _require(images: Images, window: int) -> None:

@@ -7,7 +7,7 @@ Nothing is invented: a file that is absent is listed in `missing`, a file that i
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -44,6 +44,8 @@ _COLUMNS = ("class_name", "group", "role", "near_duplicate_of", "reason")
 def load_inputs(
     root: Path,
     *,
+    schemes: Collection[str] | None = None,
+    drops: Collection[str] | None = None,
     public: bool = False,
     commit: str | None = None,
     commands: Iterable[str] = DEFAULT_COMMANDS,
@@ -52,6 +54,9 @@ def load_inputs(
 
     Args:
         root: The project folder, with `reports/`, `data/`, `keys/` and `dvc.lock`.
+        schemes: The schemes of the present pipeline; what lies there of others is left out, since
+            DVC keeps the outputs of stages that were taken out. None takes all.
+        drops: Likewise the drops.
         public: The page is for publication.
         commit: The git commit to name, e.g. from `head_commit`; None for "not available".
         commands: How to reproduce, one command each.
@@ -62,21 +67,26 @@ def load_inputs(
     missing: list[str] = []
     verdicts = _json(root, "reports/verdicts.json", VerdictFile, missing)
     evaluation = _json(root, "reports/evaluation.json", EvaluationFile, missing)
-    attacks = _attacks(root, missing)
-    drops = tuple(_drop(root, folder, missing) for folder in _folders(root / "data/ingested"))
-    if not drops:
+    attacks = _among(schemes, _attacks(root, missing))
+    folders = {folder.name: folder for folder in _folders(root / "data/ingested")}
+    found = tuple(_drop(root, folder, missing) for folder in _among(drops, folders).values())
+    if not found:
         missing.append("data/ingested/*/manifest.json")
-    protected = _protected(root, missing)
+    protected = _among(schemes, _protected(root, missing))
     keys = _fingerprints(root, missing)
     return ReportInputs(
-        dataset=_dataset(drops, attacks.values()),
+        dataset=_dataset(found, attacks.values()),
         verdicts=verdicts,
         evaluation=evaluation,
         attacks=attacks,
         examples=_examples(root, attacks, missing),
-        drops=drops,
+        drops=found,
         protected=protected,
-        models=_models(root, missing),
+        models=tuple(
+            model
+            for model in _models(root, missing)
+            if schemes is None or model.facts.get("scheme") in schemes
+        ),
         stages=_stages(root, missing),
         keys=keys,
         demo_keys=_demo(keys, protected),
@@ -132,6 +142,11 @@ def _json(root: Path, name: str, kind: type[T], missing: list[str]) -> T | None:
     return _parse(path, kind, _read_json(path))
 
 
+def _among(names: Collection[str] | None, found: Mapping[str, T]) -> dict[str, T]:
+    """What bears one of the names; all of it for None."""
+    return {name: item for name, item in found.items() if names is None or name in names}
+
+
 def _folders(parent: Path) -> list[Path]:
     """Folders below `parent` that hold a finished set, sorted; staging folders are skipped."""
     if not parent.is_dir():
@@ -148,8 +163,7 @@ def _attacks(root: Path, missing: list[str]) -> dict[str, AttackFile]:
     paths = sorted((root / "data/attacks").glob("[!.]*/results.json"))
     if not paths:
         missing.append("data/attacks/*/results.json")
-    files: list[AttackFile] = [_parse(path, AttackFile, _read_json(path)) for path in paths]
-    return {file.scheme: file for file in files}
+    return {path.parent.name: _parse(path, AttackFile, _read_json(path)) for path in paths}
 
 
 def _examples(root: Path, attacks: Iterable[str], missing: list[str]) -> dict[str, Examples]:
@@ -293,13 +307,16 @@ def _checks(root: Path, drop: str, missing: list[str]) -> tuple[Check, ...] | No
 
 
 def _protected(root: Path, missing: list[str]) -> dict[str, ProtectedSet]:
-    """One protected set a scheme; the drops of a scheme share its parameters."""
+    """One protected set a scheme; the drops of a scheme share its parameters.
+
+    The folder has the scheme's name in this project; the manifest has its kind.
+    """
     found: dict[str, ProtectedSet] = {}
-    for folder in _folders(root / "data/protected"):
+    parent = root / "data/protected"
+    for folder in _folders(parent):
         manifest = Manifest.load(folder)
-        scheme: Mapping[str, Any] = manifest.scheme or {}
-        name = str(scheme.get("name", folder.name))
-        found.setdefault(name, _protected_set(name, scheme, manifest))
+        name = folder.relative_to(parent).parts[0]
+        found.setdefault(name, _protected_set(name, manifest.scheme or {}, manifest))
     if not found:
         missing.append("data/protected/*/manifest.json")
     return found

@@ -298,7 +298,7 @@ class Stage:
     level: int
 
 
-DEFAULT_COMMANDS = ("dvc pull", "make repro", "veilset report")
+DEFAULT_COMMANDS = ("make setup", "dvc pull", "dvc repro")
 
 
 @dataclass(frozen=True, kw_only=True)

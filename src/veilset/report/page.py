@@ -195,11 +195,13 @@ def _key_words(verdict: SchemeVerdict | None) -> str:
 
 
 def _models(inputs: ReportInputs, scheme: str) -> tuple[Model, ...]:
-    """The models trained on this scheme: `model.json` says which, else the folder's name."""
+    """The models trained on this scheme: their folders are named `<scheme>-<model>`."""
+    others = [name for name in view.scheme_names(inputs) if name.startswith(f"{scheme}-")]
     return tuple(
         model
         for model in inputs.models
-        if str(model.facts.get("scheme", model.name.rpartition("-")[0])) == scheme
+        if model.name.startswith(f"{scheme}-")
+        and not any(model.name.startswith(f"{name}-") for name in others)
     )
 
 

@@ -126,7 +126,7 @@ def scheme_rows(inputs: ReportInputs) -> tuple[SchemeRow, ...]:
     """One row a scheme that any file knows: best verdict first, the unprotected set last."""
     base = baseline(inputs)
     model = compared_model(inputs)
-    rows = [_scheme_row(inputs, name, base, model) for name in _names(inputs)]
+    rows = [_scheme_row(inputs, name, base, model) for name in scheme_names(inputs)]
     return tuple(sorted(rows, key=_rank))
 
 
@@ -217,7 +217,7 @@ def matrix(inputs: ReportInputs, rows: Iterable[SchemeRow]) -> tuple[MatrixRow, 
 def not_applicable(inputs: ReportInputs) -> tuple[Group, ...]:
     """Attacks that could not be run, with reasons: never a pass."""
     found: dict[tuple[str, str, str], list[str]] = {}
-    for name in _names(inputs):
+    for name in scheme_names(inputs):
         for result in _results(inputs, name):
             if not result.applicable:
                 key = (result.title or result.attack, "", result.reason or "no reason is recorded")
@@ -270,7 +270,8 @@ def _groups(found: Mapping[tuple[str, str, str], list[str]]) -> tuple[Group, ...
     return tuple(Group(words.listed(titles[key]), *key) for key in titles)
 
 
-def _names(inputs: ReportInputs) -> list[str]:
+def scheme_names(inputs: ReportInputs) -> list[str]:
+    """Names of all schemes that any file knows, sorted."""
     verdicts = inputs.verdicts.schemes if inputs.verdicts else {}
     rows = inputs.evaluation.rows if inputs.evaluation else ()
     names = {*verdicts, *inputs.attacks, *inputs.protected, *(row.scheme for row in rows)}

@@ -8,6 +8,7 @@ same bytes for any batch size, order, worker count or engine.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -90,6 +91,28 @@ class ArrayPool:
         return self.images[rows]
 
 
+class _BatchPool:
+    """A batch as its own pool; sorts only if it is used, and copies no image before it is taken."""
+
+    def __init__(self, images: Images, labels: Labels, ids: Ids) -> None:
+        self._images, self._labels, self._ids = images, labels, ids
+
+    @cached_property
+    def _order(self) -> IntArray:
+        return np.lexsort(self._ids.T[::-1]).astype(np.int64)
+
+    @cached_property
+    def ids(self) -> Ids:
+        return self._ids[self._order]
+
+    @cached_property
+    def labels(self) -> Labels:
+        return self._labels[self._order]
+
+    def take(self, rows: IntArray) -> Images:
+        return self._images[self._order[rows]]
+
+
 @dataclass(frozen=True)
 class Protected:
     """What a scheme returns.
@@ -165,7 +188,7 @@ class Scheme(ABC, Generic[P]):
         """
         _require(images, labels, ids)
         if pool is None:
-            pool = ArrayPool.from_arrays(images, labels, ids)
+            pool = _BatchPool(images, labels, ids)
         protected = self._protect(images, labels, ids, self.stream(key), pool)
         if protected.images.shape != images.shape or protected.images.dtype != np.uint8:
             raise ProtectionError(f"{self.name} returned images of another shape or dtype: a bug.")

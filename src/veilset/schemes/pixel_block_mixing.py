@@ -16,6 +16,8 @@ from veilset.schemes.randomness import Stream
 from veilset.types import Ids, Images, IntArray, Labels
 
 _TAKE_BYTES: Final = 64 << 20
+_NARROW_BYTES: Final = 64
+_INDICES: Final = 1 << 14
 
 
 class PixelBlockMixingParams(Params):
@@ -281,7 +283,7 @@ def _mixed(
     Donors are taken in ascending order, a bounded number of bytes at a time, so a pool on disk is
     read once from end to end however many donors there are.
     """
-    out = images.copy()
+    out = images.copy(order="C")
     block, target = np.nonzero((sources != rows[:, None]).T)
     source = sources[target, block]
     donors, index = np.unique(source, return_inverse=True)
@@ -302,7 +304,49 @@ def _copy_blocks(
     source: IntArray,
 ) -> None:
     """Copies block `block[k]` of `pixels[source[k]]` into `out[target[k]]`; `block` ascends."""
+    unit = _unit(out.shape, boxes)
+    if unit is not None:
+        _copy_units(out, pixels, boxes, unit, block, target, source)
+        return
     ends = np.searchsorted(block, np.arange(len(boxes) + 1))
     for number, (high, wide) in enumerate(boxes):
         run = slice(ends[number], ends[number + 1])
         out[target[run], high, wide] = pixels[source[run], high, wide]
+
+
+def _unit(shape: tuple[int, ...], boxes: list[tuple[slice, slice]]) -> "np.dtype[Any] | None":
+    """The integer in which to copy blocks that are equal and narrow; None where slices are as fast.
+
+    A slice of a narrow block costs more for its rows than for its bytes.
+    """
+    row = (boxes[0][1].stop - boxes[0][1].start) * shape[3]
+    equal = shape[1] % boxes[0][0].stop == 0 and shape[2] % boxes[0][1].stop == 0
+    if not equal or row % 4 or row > _NARROW_BYTES:
+        return None
+    return np.dtype("u8" if row % 8 == 0 else "u4")
+
+
+def _copy_units(
+    out: Images,
+    pixels: Images,
+    boxes: list[tuple[slice, slice]],
+    unit: "np.dtype[Any]",
+    block: IntArray,
+    target: IntArray,
+    source: IntArray,
+) -> None:
+    """`_copy_blocks` by the indices of all units, some thousand at a time."""
+    _, height, width, channels = out.shape
+    line = width * channels // unit.itemsize
+    rows, columns = boxes[0][0].stop, boxes[0][1].stop * channels // unit.itemsize
+    inside = (np.arange(rows)[:, None] * line + np.arange(columns)).ravel()
+    corner = np.array(
+        [high.start * line + wide.start * channels // unit.itemsize for high, wide in boxes]
+    )
+    to, by = out.reshape(-1).view(unit), np.ascontiguousarray(pixels).reshape(-1).view(unit)
+    step = max(1, _INDICES // len(inside))
+    for low in range(0, len(block), step):
+        part = slice(low, low + step)
+        first = corner[block[part]]
+        found = np.take(by, (first + source[part] * (height * line))[:, None] + inside)
+        to[(first + target[part] * (height * line))[:, None] + inside] = found

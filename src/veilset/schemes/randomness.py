@@ -233,7 +233,8 @@ class Stream:
         lane[:, :, 3] = numbers
         for low in range(0, total if count else 0, step):
             part = lane[: min(step, total - low)]
-            part[:, :, :3] = prefixes[low : low + len(part), None, :]
+            for column in range(3):  # far faster than one assignment with an inner axis of 3
+                part[:, :, column] = prefixes[low : low + len(part), column, None]
             encryptor.update_into(part.data.cast("B"), out.data[low * count * _BLOCK :])
         return out[: total * count * _BLOCK].reshape(total, count * _BLOCK)
 

@@ -176,8 +176,10 @@ class VisualMixer(Scheme[VisualMixerParams]):
         for n in np.unique(granularity):
             has = np.flatnonzero((granularity == n).any(axis=(1, 2)))
             moved = self._moved(images[has], ids[has], stream, int(n), undo=undo)
-            chosen = self._pixels(granularity[has] == n, images.shape)
-            out[has] = np.where(chosen, moved, out[has])
+            chosen = granularity[has] == n
+            if not chosen.all():
+                moved = np.where(self._pixels(chosen, images.shape), moved, out[has])
+            out[has] = moved
         return out
 
     def _pixels(self, chosen: BoolArray, shape: tuple[int, ...]) -> BoolArray:

@@ -1,6 +1,7 @@
 """`python -m veilset.stages NAME [ARGUMENT ...]`: what the commands in `dvc.yaml` call."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in STAGES:
         raise SettingsError(f"name one of the stages {', '.join(STAGES)}, not {arguments[:1]}.")
     quiet()
+    # Threads that wait by spinning starve each other where other work shares the processors.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Only the stage's own module: start-up is most of the time of the small ones.
     stage = importlib.import_module(f"veilset.stages.{arguments[0]}")
     stage.run(Path(), *arguments[1:])

@@ -8,13 +8,15 @@ from veilset.report import plots, view
 from veilset.report.load import load_inputs
 from veilset.report.model import ReportInputs
 from veilset.report.page import write_report
+from veilset.settings import load_drops, load_settings
 from veilset.stages.project import Project
 
 
 def run(root: Path) -> None:
     """Writes `reports/index.html`, `reports/metrics.json` and `reports/plots/`."""
     reports = Project(root).reports
-    inputs = load_inputs(root)
+    settings, drops = load_settings(root), load_drops(root)
+    inputs = load_inputs(root, schemes=settings.schemes, drops=drops.names)
     write_report(inputs, reports / "index.html")
     plots.write_csvs(reports / "plots", view.points(inputs), inputs.models)
     write_json(reports / "metrics.json", metrics(inputs))

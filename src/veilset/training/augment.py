@@ -47,9 +47,17 @@ class Normalisation:
 
     def apply(self, pixels: Tensor) -> Tensor:
         """Maps uint8 (N, C, H, W) to float32 of mean 0 and deviation 1 over the training images."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        return pixels.float().div_(255).sub_(mean).div_(std)
+        return normalise(pixels, *self.constants(pixels.device))
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation as float32 (C, 1, 1) on a device, for `normalise`."""
+        mean, std = (torch.tensor(each, device=device) for each in (self.mean, self.std))
+        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Maps uint8 (N, C, H, W) to float32, with mean and deviation in units of 0..1."""
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def measure_normalisation(images: Images) -> Normalisation:

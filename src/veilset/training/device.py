@@ -95,8 +95,17 @@ def device_name(engine: Engine) -> str:
 
 
 @contextmanager
-def kernels(engine: Engine, *, deterministic: bool) -> Iterator[None]:
-    """Deterministic kernels inside the block, if asked for; torch's settings are put back after."""
+def kernels(
+    engine: Engine, *, deterministic: bool, threads: int | Literal["auto"] = "auto"
+) -> Iterator[None]:
+    """Torch's settings inside the block; they are put back after it.
+
+    Args:
+        engine: What computes.
+        deterministic: Deterministic kernels only.
+        threads: Threads of the CPU, or `auto` for as many as before.
+    """
+    cores = torch.get_num_threads()
     # Not torch.use_deterministic_algorithms, which first imports a compiler: seconds for nothing.
     before = torch.get_deterministic_debug_mode()
     tuned = torch.backends.cudnn.benchmark
@@ -104,8 +113,10 @@ def kernels(engine: Engine, *, deterministic: bool) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may vary
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.backends.cudnn.benchmark = not deterministic
+    torch.set_num_threads(cores if threads == "auto" else threads)
     try:
         yield
     finally:
+        torch.set_num_threads(cores)
         torch.set_deterministic_debug_mode(before)
         torch.backends.cudnn.benchmark = tuned

@@ -29,11 +29,13 @@ from veilset.training.augment import (
     Normalisation,
     draw_moves,
     measure_normalisation,
+    normalise,
     take,
 )
 from veilset.training.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from veilset.training.device import Engine, choose_engine, device_name, kernels
 from veilset.training.loader import Samples, check_samples
+from veilset.training.optimiser import NesterovSgd
 from veilset.training.params import Augmentation, TrainingParams, augmentation_for
 from veilset.training.saved import HISTORY, ModelCard, pack_weights, save_model
 
@@ -113,26 +115,29 @@ class Data:
         images: uint8 (N, H, W, C), on the device where they fit.
         labels: int64 (N,), beside the images.
         normalisation: That of the training images.
+        constants: The same as tensors on the device, made once: each copy there costs a wait.
     """
 
     images: Tensor
     labels: Tensor
     normalisation: Normalisation
+    constants: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, samples: Samples, normalisation: Normalisation, engine: Engine) -> "Data":
-        """Moves a set to the device, or leaves it in main memory where it does not fit."""
+        """Moves a set to the device, or leaves it in main memory where it does not fit there."""
         place = engine.device if engine.fits(samples.images.nbytes) else torch.device("cpu")
         images = torch.from_numpy(np.require(samples.images, requirements=["C", "W"])).to(place)
         labels = torch.from_numpy(np.require(samples.labels, requirements=["C", "W"])).to(place)
-        return cls(images, labels, normalisation)
+        return cls(images, labels, normalisation, normalisation.constants(engine.device))
 
     def batch(
         self, rows: Tensor, moves: Moves | None, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Input float32 (B, C, H, W), channels last, and labels of these rows, on the device."""
         pixels = take(self.images, rows, moves).to(device, non_blocking=True)
-        return self.normalisation.apply(pixels), self.labels[rows].to(device, non_blocking=True)
+        labels = self.labels[rows].to(device, non_blocking=True)
+        return normalise(pixels, *self.constants), labels
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class Run:
     """The changing state of a training; `state` and `restore` are all of it."""
 
     model: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimiser: NesterovSgd
     sampler: torch.Generator
     history: list[Epoch] = field(default_factory=list)
     accumulation: int = 1
@@ -169,7 +174,7 @@ class Run:
         device = next(self.model.parameters()).device
         return {
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.optimiser.state(),
             "sampler": self.sampler.get_state(),
             "cpu_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state() if device.type == "cuda" else None,
@@ -181,7 +186,7 @@ class Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts a saved state back."""
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser.restore(state["optimiser"])
         self.sampler.set_state(state["sampler"])
         torch.set_rng_state(state["cpu_generator"])
         if state["cuda_generator"] is not None:
@@ -228,9 +233,9 @@ def train(
     task = _task(train_set, validation_set, params, subject)
     cuda = task.engine.device.type == "cuda"
     with (
-        staged_folder(output, _plan(task)) as staging,
+        kernels(task.engine, deterministic=params.deterministic, threads=params.threads),
         torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []),
-        kernels(task.engine, deterministic=params.deterministic),
+        staged_folder(output, _plan(task)) as staging,
     ):
         run = _start(task)
         if (saved := load_checkpoint(staging)) is not None:
@@ -296,19 +301,9 @@ def _start(task: Task) -> Run:
     classes = len(subject.classes)
     model = make_model(subject.model, task.shape, classes, seed=seed, **subject.model_params)
     model = model.to(task.engine.device).to(memory_format=torch.channels_last)
-    return Run(model, _optimiser(model, task.params), torch.Generator().manual_seed(seed))
-
-
-def _optimiser(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; only convolution and linear weights decay."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": params.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    nesterov = params.momentum > 0
-    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum, nesterov=nesterov)
+    momentum, decay = task.params.momentum, task.params.weight_decay
+    optimiser = NesterovSgd(model, momentum=momentum, weight_decay=decay)
+    return Run(model, optimiser, torch.Generator().manual_seed(seed))
 
 
 def _all_epochs(run: Run, task: Task, staging: Path, progress: Progress | None) -> None:
@@ -337,9 +332,7 @@ def _epoch(run: Run, task: Task) -> Epoch:
     totals, lr = _nothing(task.engine), 0.0
     for step, part in enumerate(_even_slices(count, steps)):
         lr = one_cycle((number - 1 + step / steps) / task.params.epochs, task.params.lr)
-        for group in run.optimiser.param_groups:
-            group["lr"] = lr
-        totals = _add(totals, _step(run, task, order[part], None if still else moves.at(part)))
+        totals = _add(totals, _step(run, task, order[part], None if still else moves.at(part), lr))
         if step % _LOOK == 0 or step == steps - 1:
             _require_finite(float(totals.loss), number, lr)
     loss, correct = (float(value) / count for value in totals)
@@ -359,12 +352,12 @@ def _even_slices(count: int, parts: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def _step(run: Run, task: Task, rows: Tensor, moves: Moves | None) -> Totals:
+def _step(run: Run, task: Task, rows: Tensor, moves: Moves | None, lr: float) -> Totals:
     """One step; where the memory is short, in ever more micro-batches of the same batch."""
     while True:
         try:
             totals = _gradients(run, task, rows, moves)
-            run.optimiser.step()
+            run.optimiser.step(lr)
             return totals
         except torch.OutOfMemoryError:
             if run.accumulation >= len(rows):
@@ -374,14 +367,14 @@ def _step(run: Run, task: Task, rows: Tensor, moves: Moves | None) -> Totals:
                 ) from None
         # Outside of the handler, whose traceback would keep the failed step's tensors alive.
         run.accumulation *= 2
-        run.optimiser.zero_grad(set_to_none=True)
+        run.optimiser.forget_gradients()
         if task.engine.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _gradients(run: Run, task: Task, rows: Tensor, moves: Moves | None) -> Totals:
     """Gradients of the mean loss over the batch, summed over its micro-batches."""
-    run.optimiser.zero_grad(set_to_none=True)
+    run.optimiser.forget_gradients()
     totals = _nothing(task.engine)
     for part in _even_slices(len(rows), min(run.accumulation, len(rows))):
         moved = None if moves is None else moves.at(part)
@@ -449,6 +442,7 @@ def _plan(task: Task) -> str:
         "subject": asdict(task.subject),
         "engine": [str(task.engine.device), task.engine.precision],
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
     }
     digest.update(json_text(facts).encode())
     return digest.hexdigest()

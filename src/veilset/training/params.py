@@ -1,7 +1,7 @@
 """The knobs of a training, and how its images are augmented."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,13 +29,16 @@ class TrainingParams(Params):
         seed: Of the initial weights, the order and the augmentation.
         precision: `bf16` is mixed precision; `auto` takes it where the hardware computes with it.
         device: `auto` is CUDA where it works, else the CPU.
+        threads: Of the CPU; `auto` leaves it to torch (all cores, or `OMP_NUM_THREADS`). Sums are
+            cut by threads, so another number gives other last bits: set it where weights must be
+            equal on several machines.
         deterministic: Deterministic kernels only. Equal weights then need the same device, thread
             count and torch version.
     """
 
-    epochs: int = Field(12, ge=1, le=10_000)
+    epochs: int = Field(6, ge=1, le=10_000)
     batch_size: int = Field(64, ge=2, le=65_536)
-    lr: float = Field(0.2, gt=0, le=100)
+    lr: float = Field(0.1, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -44,6 +47,7 @@ class TrainingParams(Params):
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     deterministic: bool = True
 
 

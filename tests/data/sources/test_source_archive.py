@@ -184,6 +184,15 @@ def test_zip_encrypted_and_damaged_entries(tmp_path: Path) -> None:
     assert faults(items) == {"cat/1": "damaged", "cat/2": "encrypted"}
 
 
+def test_zip_entry_shorter_than_it_claims(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/1", b"z" * 54321)  # its checksum holds, whatever its length
+    data = (tmp_path / "a.zip").read_bytes()
+    longer = data.replace(struct.pack("<I", 54321), struct.pack("<I", 54322))
+    (tmp_path / "a.zip").write_bytes(longer)
+    assert faults(checked(opened(tmp_path / "a.zip"))) == {"cat/1": "damaged"}
+
+
 def test_tar_bombs(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", compresslevel=1) as archive:
         add(archive, "cat/1", b"ok")
@@ -216,7 +225,7 @@ def test_tar_whose_name_is_a_bomb(tmp_path: Path, kind: bytes) -> None:
 
 def test_tar_with_a_negative_size_ends(tmp_path: Path) -> None:
     header = bytearray(tarfile.TarInfo("cat/evil").tobuf(tarfile.GNU_FORMAT))
-    header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1024: back to the header before
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512: back to this header, without end
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     ok = tarfile.TarInfo("cat/1").tobuf()
@@ -233,6 +242,7 @@ def test_a_truncated_tar_says_so(tmp_path: Path, cut: int, mode: str) -> None:
     (tmp_path / "a.tar").write_bytes(packed)
     items = checked(opened(tmp_path / "a.tar"))
     assert items[0].content == b"cat/1.png"
+    assert all(item.content == item.name.encode() for item in items if not item.fault)
     assert items[-1].fault == "damaged" and items[-1].name == "(rest of the archive)"
 
 

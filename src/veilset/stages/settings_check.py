@@ -1,0 +1,42 @@
+"""Parses every block of `params.yaml` and `drops.yaml` at once, for `veilset doctor`."""
+
+from pathlib import Path
+
+from veilset.adapters.great_expectations_check import CheckParams
+from veilset.attacks.registry import make_attack
+from veilset.data.ingest import IngestParams
+from veilset.models.registry import architecture
+from veilset.release.gate import GateParams
+from veilset.settings import PARAMS_FILE, load_drops, load_settings
+from veilset.stages.attack import COMMON, CommonAttackParams
+from veilset.stages.evaluate import EvaluationParams
+from veilset.stages.project import block, scheme_of
+from veilset.training.params import TrainingParams
+
+
+def check_all(root: Path) -> str:
+    """Parses everything; says in words what there is.
+
+    Raises:
+        SettingsError: The first block that is refused.
+    """
+    settings, drops = load_settings(root), load_drops(root)
+    IngestParams.parse(settings.ingest, f"{PARAMS_FILE}: ingest")
+    CheckParams.parse(settings.check, f"{PARAMS_FILE}: check")
+    TrainingParams.parse(settings.train, f"{PARAMS_FILE}: train")
+    EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
+    GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
+    for name in settings.schemes:
+        scheme_of(settings, name)
+    for name in settings.models:
+        kind, values = settings.model_block(name)
+        architecture(kind).parameters.parse(values, f"{PARAMS_FILE}: model.{name}")
+    where = f"{PARAMS_FILE}: attack.{COMMON}"
+    common = CommonAttackParams.parse(block(settings.attack, COMMON), where)
+    for name in settings.attacks:
+        values = block(settings.attack, name)
+        make_attack(name, values, f"{PARAMS_FILE}: attack.{name}", common.effort)
+    return (
+        f"{len(drops.names)} drops, {len(settings.schemes)} schemes, {len(settings.attacks)} "
+        f"attacks, {len(settings.models)} models: all settings are understood"
+    )
