@@ -39,6 +39,19 @@ def progress(what: str, total: int | None, unit: str = "img") -> Iterator[Advanc
         yield advance
 
 
+def up_to(advance: Advance) -> Callable[[int, int | None], None]:
+    """Advances a bar from counts done so far, for work that tells those."""
+    shown = 0
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal shown
+        del total
+        advance(done - shown)
+        shown = done
+
+    return report
+
+
 def say(text: str) -> None:
     """A line for the user, on stdout."""
     print(text, flush=True)  # noqa: T201

@@ -189,7 +189,8 @@ def test_an_index_read_from_parquet_gives_the_same_findings(
 def test_rows_that_could_not_be_decoded_are_gaps_and_no_fault(tmp_path: Path) -> None:
     frame = clean_index()
     unknown = {"id": None, "class_name": None, "mode": None, "brightness": None, "width": None,
-               "height": None, "label": -1, "role": "quarantined", "reason": "truncated"}  # fmt: skip
+               "height": None, "label": -1, "role": "quarantined",
+               "reason": "truncated"}  # fmt: skip
     frame = pd.concat([frame, frame.iloc[:1].assign(**unknown)], ignore_index=True)
     frame = frame.astype({"width": "Int64", "height": "Int64", "brightness": "float64"})
     write_table(tmp_path / "index.parquet", frame)

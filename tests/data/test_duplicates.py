@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_decode import SHARED
 
-from veilset.data.duplicates import exact_duplicates, features, near_duplicates
+from veilset.data.duplicates import exact_duplicates, features, joined, near_duplicates
 from veilset.types import Images, IntArray
 
 
@@ -20,7 +20,7 @@ def ids_of(count: int) -> list[bytes]:
 
 
 def clusters_of(images: Images, ids: list[bytes], threshold: float = 2.0) -> list[int]:
-    found = [features(image) for image in images]
+    found = features(images)
     return near_duplicates(found, ids, lambda rows: images[rows], threshold).tolist()
 
 
@@ -135,7 +135,7 @@ def test_few_images_are_read_and_the_order_does_not_matter() -> None:
         read += len(rows)
         return images[rows]
 
-    found = [features(image) for image in images]
+    found = features(images)
     clusters = near_duplicates(found, ids, take, 2.0)
     assert read < 60
     order = np.random.default_rng(0).permutation(303)
@@ -165,3 +165,24 @@ def test_on_real_pictures_as_by_brute_force() -> None:
     # Candidates come by hash: none is invented, and at this generous threshold few are missed.
     near = [i for i in range(250) if found[i] != i]
     assert all(expected[i] == expected[found[i]] for i in near)
+
+
+@given(st.integers(4, 40), st.integers(4, 40), st.sampled_from([1, 3]), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_features_are_what_they_are_called(h: int, w: int, channels: int, seed: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, (3, h, w, channels), dtype=np.uint8)
+    found = features(images)
+    greys = [np.array(Image.fromarray(i.squeeze()).convert("L")) for i in images]
+    assert np.allclose(found.brightness, [grey.mean() for grey in greys])
+    assert np.allclose(found.blocks.sum(axis=1), images.reshape(3, -1).mean(axis=1), atol=1e-3)
+    gap = np.abs(images[0].astype(int) - images[1]).mean()
+    assert np.abs(found.blocks[0] - found.blocks[1]).sum() <= gap + 1e-3
+    again = joined([features(images[:1]), features(images[1:])])
+    assert np.array_equal(again.hash, found.hash)
+    assert np.array_equal(again.blocks, found.blocks)
+
+
+def test_the_hash_is_of_differences() -> None:
+    rising = np.arange(9, dtype=np.uint8)[None, :, None].repeat(8, axis=0)
+    images = np.stack([rising, rising[:, ::-1], np.zeros_like(rising)])
+    assert features(images).hash.tolist() == [2**64 - 1, 0, 0]

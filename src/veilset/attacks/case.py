@@ -89,9 +89,11 @@ def load_case(
             "ingest.shares.auxiliary a share, or leave attacks out of the pipeline."
         )
     photographs = _gather([drop.ingested for drop in drops], "gallery", MAX_AUXILIARY, rng)
-    gallery = photographs and Gallery(
-        images=photographs.images, labels=photographs.labels, groups=photographs.groups
-    )
+    gallery = None
+    if photographs is not None:
+        gallery = Gallery(
+            images=photographs.images, labels=photographs.labels, groups=photographs.groups
+        )
     attacker = Attacker(
         images=auxiliary.images, labels=auxiliary.labels, ids=auxiliary.ids,
         groups=auxiliary.groups, key=attacker_key(seed), gallery=gallery,
@@ -210,8 +212,9 @@ def _targets(
     if len(links) > MAX_TARGETS:
         links = links.iloc[np.sort(rng.choice(len(links), MAX_TARGETS, replace=False))]
     parts = [
-        _linked(drops[drop], str(split), part)
-        for (drop, split), part in links.groupby(["drop", "split"], sort=True)
+        _linked(drop, str(split), part)
+        for position, drop in enumerate(drops)
+        for split, part in links[links["drop"] == position].groupby("split", sort=True)
     ]
     side = {name: np.concatenate([p.side[name] for p in parts]) for name in parts[0].side}
     release = Release(
@@ -260,7 +263,7 @@ def _linked(drop: Released, split: str, links: pd.DataFrame) -> _Targets:
 def _find(images: ImageSet, split: str, wanted: "pd.Series[str]") -> IntArray:
     """The rows of these hex ids."""
     place = pd.Index([row.tobytes().hex() for row in images.ids(split)])
-    rows = place.get_indexer(pd.Index(wanted)).astype(np.int64)
+    rows: IntArray = place.get_indexer(pd.Index(wanted)).astype(np.int64)
     if (rows < 0).any():
         raise CorruptError(
             f"{images.folder} lacks an image of {split} that its provenance names: protect the "

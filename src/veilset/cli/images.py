@@ -1,27 +1,18 @@
 """Commands on one folder, archive or table of images: protect, attack, verify, export."""
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
 
 from veilset import keys
-from veilset.console import progress, say
+from veilset.console import progress, say, up_to
 from veilset.errors import KeyFileError, SettingsError, SourceError
 from veilset.keys import Key
 
-
-class Format(StrEnum):
-    """Formats of a protected set."""
-
-    ARROW = "arrow"
-    PARQUET = "parquet"
-    IMAGEFOLDER = "imagefolder"
-    WEBDATASET = "webdataset"
-
+Format = Literal["arrow", "parquet", "imagefolder", "webdataset"]
 
 KeyFile = Annotated[
     Path | None, typer.Option(help="The owner's key file; by default the project's keys")
@@ -51,7 +42,7 @@ def protect(  # noqa: PLR0913
     key_file: KeyFile = None,
     ids_key_file: IdsKeyFile = None,
     demo_key: DemoKey = False,
-    format: Annotated[Format, typer.Option(help="Format of the protected set")] = Format.ARROW,
+    format: Annotated[Format, typer.Option(help="Format of the protected set")] = "arrow",
     workers: Annotated[int, typer.Option(min=1, max=256)] = 2,
     size: Annotated[str, typer.Option(help="Height x width, e.g. 96x96 or 96; or auto")] = "auto",
     channels: Annotated[str, typer.Option(help="1 (grey), 3 (colour), or auto")] = "auto",
@@ -77,15 +68,16 @@ def protect(  # noqa: PLR0913
                                                 "auxiliary": 0, "gallery": 0}}  # fmt: skip
     _ingest(source, private, ids_key, overrides, size=size, channels=channels, strict=strict)
     images = ImageSet.open(private / "ingested")
-    target = output if format is Format.ARROW else private / "protected"
+    target = output if format == "arrow" else private / "protected"
     held_back = 0 if chosen.declares.protects_queries else images.manifest.splits.get("test", 0)
-    with progress(f"protect by {scheme}", _released(images, held_back)) as advance:
+    total = sum(images.manifest.splits.values()) - held_back
+    with progress(f"protect by {scheme}", total) as advance:
         manifest = protect_set(
             images, chosen, key, target, private / "provenance",
             dataset=output.name, workers=workers, progress=advance,
         )  # fmt: skip
-    if format is not Format.ARROW:
-        export_set(ImageSet.open(target), output, format.value, replace=True)
+    if format != "arrow":
+        export_set(ImageSet.open(target), output, format, replace=True)
     say(f"Protected {sum(manifest.splits.values()):,} images by {chosen.title} into {output}.")
     if held_back:
         say(
@@ -148,7 +140,7 @@ def verify(
     images = ImageSet.open(dataset)
     total = sum(entry.bytes for entry in images.manifest.shards)
     with progress("verify", total, "B") as advance:
-        images.verify(advance)
+        images.verify(up_to(advance))
     rows = sum(images.manifest.splits.values())
     say(f"{dataset}: all {total:,} bytes of {rows:,} images are as recorded.")
     say(f"Root {images.manifest.root}.")
@@ -171,8 +163,8 @@ def export(
             f"{dataset} is an ingested set of plain images, which never leaves the place where it "
             "is: export a protected one."
         )
-    export_set(images, output, format.value, replace=replace)
-    say(f"Wrote {sum(images.manifest.splits.values()):,} images as {format.value} into {output}.")
+    export_set(images, output, format, replace=replace)
+    say(f"Wrote {sum(images.manifest.splits.values()):,} images as {format} into {output}.")
 
 
 def _settings(pairs: list[str]) -> Mapping[str, Any]:
@@ -249,7 +241,7 @@ def _ingest(
     with progress("read", source.count()) as advance:
         summary = ingest(
             source, params, ids_key, "input", private / "ingested", private / "quarantine",
-            progress=lambda *_: advance(1),
+            progress=up_to(advance),
         )  # fmt: skip
     say(words(summary))
     refused = sum(summary.quarantined.values())
@@ -276,7 +268,3 @@ def _channels(text: str) -> Any:
     if text not in ("1", "3", "auto"):
         raise SettingsError(f"--channels {text} is neither 1 (grey), 3 (colour) nor auto.")
     return text if text == "auto" else int(text)
-
-
-def _released(images: Any, held_back: int) -> int:
-    return sum(images.manifest.splits.values()) - held_back

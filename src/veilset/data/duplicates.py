@@ -16,9 +16,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from veilset.types import BoolArray, Images, IntArray
+from veilset.types import BoolArray, FloatArray, Images, IntArray
 
 _BANDS: Final = 4
 _BAND_BITS: Final = 16
@@ -28,20 +27,24 @@ _SLACK: Final = 1e-3  # Rounding of the lower bounds, in grey levels.
 _VERIFY_BYTES: Final = 16 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
-    """What near duplicates are sought by.
+    """What near duplicates of N images are sought by.
 
     Attributes:
-        hash: 64-bit difference hash.
-        blocks: float32 (16,): sums over 4 x 4 blocks, divided by the number of all values, so that
-            they add up to the mean.
-        brightness: Mean grey level, 0..255.
+        hash: uint64 (N,), difference hash.
+        blocks: float32 (N, 16): sums over 4 x 4 blocks, divided by the number of all values, so
+            that they add up to the mean.
+        brightness: float64 (N,), mean grey level, 0..255.
     """
 
-    hash: int
+    hash: npt.NDArray[np.uint64]
     blocks: npt.NDArray[np.float32]
-    brightness: float
+    brightness: FloatArray
+
+    def take(self, rows: IntArray) -> "Features":
+        """The features of some of the images."""
+        return Features(self.hash[rows], self.blocks[rows], self.brightness[rows])
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,36 @@ def exact_duplicates(ids: Sequence[bytes], labels: Sequence[object]) -> ExactDup
     return ExactDuplicates(first=firsts, conflicting=conflicting)
 
 
-def features(image: Images) -> Features:
-    """The features of one fitted image, uint8 (H, W, C), H and W at least 4."""
-    squeezed = image[:, :, 0] if image.shape[2] == 1 else image
-    grey = Image.fromarray(np.ascontiguousarray(squeezed)).convert("L")
-    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.uint8)
-    bits = np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
-    rows = _block_sums(image.sum(axis=2, dtype=np.int64), axis=0)
-    blocks = _block_sums(rows, axis=1).ravel() / image.size
+def features(images: Images) -> Features:
+    """The features of fitted images.
+
+    Args:
+        images: uint8 (N, H, W, C), H and W at least 4.
+    """
+    count = len(images)
+    grey = _grey(images)
+    small = _bin_sums(grey, 8, 9) / _bin_sizes(grey.shape[1:], 8, 9)
+    bits = np.packbits((small[:, :, 1:] > small[:, :, :-1]).reshape(count, 64), axis=1)
+    values = int(np.prod(images.shape[1:]))
+    blocks = _bin_sums(images.sum(axis=3, dtype=np.int32), _BLOCKS, _BLOCKS) / values
     return Features(
-        hash=int.from_bytes(bits, "big"),
-        blocks=blocks.astype(np.float32),
-        brightness=float(np.asarray(grey).mean(dtype=np.float64)),
+        hash=bits.view(">u8")[:, 0].astype(np.uint64),
+        blocks=blocks.reshape(count, _BLOCKS * _BLOCKS).astype(np.float32),
+        brightness=grey.mean(axis=(1, 2), dtype=np.float64),
+    )
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """The features of several batches, one after another. At least one batch."""
+    return Features(
+        hash=np.concatenate([part.hash for part in parts]),
+        blocks=np.concatenate([part.blocks for part in parts]),
+        brightness=np.concatenate([part.brightness for part in parts]),
     )
 
 
 def near_duplicates(
-    found: Sequence[Features],
+    found: Features,
     ids: Sequence[bytes],
     take: Callable[[IntArray], Images],
     threshold: float,
@@ -104,11 +120,9 @@ def near_duplicates(
         int64 (N,): for each image the index of the smallest id of its cluster; its own index where
         it has no near duplicate.
     """
-    count = len(found)
+    count = len(ids)
     cluster = np.arange(count)
-    hashes = np.array([feature.hash for feature in found], dtype=np.uint64)
-    blocks = np.array([feature.blocks for feature in found], dtype=np.float32)
-    blocks = blocks.reshape(count, _BLOCKS * _BLOCKS)
+    hashes, blocks = found.hash, found.blocks
     limit = threshold + _SLACK
     for band in range(_BANDS):
         shifted = hashes >> np.uint64(band * _BAND_BITS)
@@ -127,18 +141,44 @@ def near_duplicates(
             close = np.abs(blocks[left] - blocks[right]).sum(axis=1) <= limit
             left, right = left[close], right[close]
             near = _differences(take, left, right) <= threshold
-            cluster = _joined(cluster, left[near], right[near])
+            cluster = _merged(cluster, left[near], right[near])
     return _smallest(cluster, ids)
 
 
-def _block_sums(values: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.int64]:
-    edges = np.arange(_BLOCKS) * values.shape[axis] // _BLOCKS
-    return np.add.reduceat(values, edges, axis=axis)
+# 32 bits hold them all: sums over a block of the largest image, 4096 x 4096, are below 2^30.
+_Sums = npt.NDArray[np.int32]
 
 
-def _differences(
-    take: Callable[[IntArray], Images], left: IntArray, right: IntArray
-) -> npt.NDArray[np.float64]:
+def _grey(images: Images) -> _Sums:
+    """Integer luma as `decode` has it, (N, H, W)."""
+    values = images.astype(np.int32)
+    if values.shape[3] == 1:
+        return values[:, :, :, 0]
+    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
+    return (red * 19_595 + green * 38_470 + blue * 7_471 + 32_768) >> 16
+
+
+def _edges(length: int, bins: int) -> IntArray:
+    """Where each bin begins. Of a side shorter than the bins, some pixels are taken twice."""
+    return np.arange(bins) * length // bins
+
+
+def _bin_sums(values: _Sums, rows: int, columns: int) -> _Sums:
+    """Sums over a grid of bins, (N, rows, columns)."""
+    by_row = np.add.reduceat(values, _edges(values.shape[1], rows), axis=1)
+    return np.add.reduceat(by_row, _edges(values.shape[2], columns), axis=2)
+
+
+def _bin_sizes(shape: tuple[int, ...], rows: int, columns: int) -> IntArray:
+    """Pixels of each bin of an (H, W) grid, (rows, columns)."""
+    sides = [
+        np.maximum(1, np.diff(_edges(length, bins), append=length))
+        for length, bins in zip(shape, (rows, columns), strict=True)
+    ]
+    return np.outer(*sides)
+
+
+def _differences(take: Callable[[IntArray], Images], left: IntArray, right: IntArray) -> FloatArray:
     """Mean absolute differences of pairs, in pieces that fit in memory."""
     result = np.empty(len(left), dtype=np.float64)
     if not len(left):
@@ -152,7 +192,7 @@ def _differences(
     return result
 
 
-def _joined(cluster: IntArray, left: IntArray, right: IntArray) -> IntArray:
+def _merged(cluster: IntArray, left: IntArray, right: IntArray) -> IntArray:
     """Joins the clusters of pairs. Each cluster is named by one of its indices."""
     if not len(left):
         return cluster

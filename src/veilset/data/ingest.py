@@ -32,7 +32,13 @@ from veilset.data.decode import (
     unpack,
 )
 from veilset.data.decode_pool import Died, Limits, run_jobs
-from veilset.data.duplicates import exact_duplicates, features, near_duplicates
+from veilset.data.duplicates import (
+    Features,
+    exact_duplicates,
+    features,
+    joined,
+    near_duplicates,
+)
 from veilset.data.manifest import Manifest, ShardEntry, shard_name
 from veilset.data.records import (
     INDEX,
@@ -60,6 +66,7 @@ Progress = Callable[[int, int | None], None]
 """Called with images done and images in all (None if the source does not know)."""
 
 _SPOOL: Final = ".spool"
+_FEATURE_BYTES: Final = 2 << 20
 _RESOURCES: Final = ("workers", "timeout_seconds", "memory_mb")
 
 
@@ -299,7 +306,6 @@ def _take_in(record: Record, taken: Decoded, ids_key: Key, spool: Spool) -> None
     record.image_id = image_id(ids_key, digest)
     record.width, record.height = taken.width, taken.height
     record.mode, record.format = taken.mode, taken.format
-    record.features = features(taken.pixels)
     record.row = spool.add(taken.pixels)
 
 
@@ -328,9 +334,11 @@ def _decide(
     number = {name: index for index, name in enumerate(classes)}
     for record in records:
         record.label = number.get(record.class_name or "", -1)
-    kept = _without_copies([record for record in records if record.taken])
+    taken = [record for record in records if record.taken]
+    found = _described(taken, params, spool)
+    kept = _without_copies(taken)
     closed = is_closed_set([r.group for r in kept], [r.label for r in kept])
-    clusters = _clusters(kept, params, spool).tolist()
+    clusters = _clusters(kept, found, params, spool).tolist()
     rows = [
         RoleRow(record.image_id, record.group, record.split, cluster)
         for record, cluster in zip(kept, clusters, strict=True)
@@ -357,15 +365,28 @@ def _without_copies(taken: list[Record]) -> list[Record]:
     return kept
 
 
-def _clusters(kept: list[Record], params: IngestParams, spool: Spool) -> IntArray:
+def _clusters(kept: list[Record], found: Features, params: IngestParams, spool: Spool) -> IntArray:
     """For each kept image the index of the smallest id of its near duplicates."""
-    if params.near_duplicate_threshold is None:
-        return np.arange(len(kept))
-    places = np.array([record.row for record in kept], dtype=np.int64)
-    found = [record.features for record in kept if record.features is not None]
-    ids = [record.image_id for record in kept]
     threshold = params.near_duplicate_threshold
-    return near_duplicates(found, ids, lambda rows: spool.take(places[rows]), threshold)
+    if threshold is None:
+        return np.arange(len(kept))
+    rows = np.array([record.row for record in kept], dtype=np.int64)
+    ids = [record.image_id for record in kept]
+    return near_duplicates(found.take(rows), ids, lambda at: spool.take(rows[at]), threshold)
+
+
+def _described(taken: list[Record], params: IngestParams, spool: Spool) -> Features:
+    """Notes each image's brightness, and gives the features of all of them, by row of the spool."""
+    step = max(1, _FEATURE_BYTES // int(np.prod(params.shape)))
+    # An empty batch first: there may be no image at all.
+    parts = [features(np.empty((0, *params.shape), dtype=np.uint8))]
+    for start in range(0, spool.rows, step):
+        rows = np.arange(start, min(start + step, spool.rows))
+        parts.append(features(spool.take(rows)))
+    found = joined(parts)
+    for record, brightness in zip(taken, found.brightness.tolist(), strict=True):
+        record.brightness = brightness
+    return found
 
 
 def _set_conflicting_aside(

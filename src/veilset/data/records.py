@@ -17,7 +17,6 @@ import pandas as pd
 
 from veilset.data.decode import Refused
 from veilset.data.decode_pool import Died
-from veilset.data.duplicates import Features
 from veilset.data.roles import ROLES
 from veilset.data.sources.base import Item, Split
 from veilset.data.sources.text import printable
@@ -52,7 +51,7 @@ class Record:
         height: Pixels before fitting, or None.
         mode: The file's kind of pixel, or None.
         format: The file's format, or None.
-        features: What near duplicates are sought by, or None.
+        brightness: Mean grey level of the fitted image, NaN where it was not decoded.
         row: Row of the spool, -1 if it has none.
         label: Index of the class, -1 if unknown.
         role: A role of `ROLES`, `duplicate` or `quarantined`.
@@ -73,7 +72,7 @@ class Record:
     height: int | None = None
     mode: str | None = None
     format: str | None = None
-    features: Features | None = None
+    brightness: float = float("nan")
     row: int = -1
     label: int = -1
     role: str = "quarantined"
@@ -190,7 +189,6 @@ def index_table(records: Sequence[Record], drop: str) -> pd.DataFrame:
         there is none); `label` int64, -1 if unknown; `width`, `height` Int64 before fitting;
         `brightness` float64, the mean grey level of the fitted image.
     """
-    brightness = [np.nan if r.features is None else r.features.brightness for r in records]
     return pd.DataFrame(
         {
             "id": _texts(r.image_id.hex() or None for r in records),
@@ -207,7 +205,7 @@ def index_table(records: Sequence[Record], drop: str) -> pd.DataFrame:
             "duplicate_of": _texts(_hex(r.duplicate_of) for r in records),
             "near_duplicate_of": _texts(_hex(r.near_duplicate_of) for r in records),
             "drop": _texts(drop for _ in records),
-            "brightness": np.array(brightness, dtype=np.float64),
+            "brightness": np.array([r.brightness for r in records], dtype=np.float64),
             "reason": _texts(r.reason for r in records),
         }
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from veilset.console import progress, say
+from veilset.console import progress, say, up_to
 from veilset.data.ingest import IngestParams, IngestSummary, ingest
 from veilset.data.sources.registry import open_source
 from veilset.keys import project_key
@@ -20,7 +20,7 @@ def run(root: Path, drop: str) -> None:
         summary = ingest(
             source, params, project_key("ids", root), drop,
             project.ingested(drop), project.quarantine(drop),
-            progress=lambda *_: advance(1),
+            progress=up_to(advance),
             dataset=settings.data.name,
         )  # fmt: skip
     say(words(summary))

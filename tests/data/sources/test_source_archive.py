@@ -129,6 +129,17 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert opened(tmp_path / "a.zip").classes() == ("b", "\\xff\\xfe\\x80")
 
 
+def test_names_with_a_zero_byte_and_no_name(tmp_path: Path) -> None:
+    data = make_zip(tmp_path / "a.zip", ["XXX", "cat/1", "cat/YYY"]).read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace(b"XXX", b"\0/x").replace(b"YYY", b"y\0/"))
+    items = checked(opened(tmp_path / "a.zip"))
+    assert faults(items) == {"\\u0000/x": "escaping_path"}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "cat/1", b"1")
+        add(archive, "", b"2")
+    assert faults(checked(opened(tmp_path / "a.tar"))) == {"(no name)": "escaping_path"}
+
+
 def test_nested_archives_are_items_not_opened(tmp_path: Path) -> None:
     inner = make_zip(tmp_path / "inner.zip", ["../evil"]).read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

@@ -149,7 +149,7 @@ class TreeSource(Source[TreeParams]):
             content = content if fault else member.read()
         except ItemError as problem:
             fault = problem.code
-        name = printable(b"/".join(member.parts) or member.raw)
+        name = printable(b"/".join(member.parts) or member.raw) or "(no name)"
         split, folder = self._layout.place(member.parts) if member.parts else (None, None)
         # A class folder that appeared after the survey has no label yet.
         label = None if folder is None else self._label.get(folder)

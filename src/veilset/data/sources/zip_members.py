@@ -18,6 +18,7 @@ _BROKEN = (
     zlib.error,
     struct.error,
     EOFError,
+    LookupError,
     NotImplementedError,
     OSError,
     OverflowError,
@@ -44,7 +45,8 @@ def zip_members(path: Path, max_bytes: int) -> Iterator[Member]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [info for info in archive.infolist() if not info.is_dir()]
+            # Not is_dir(): it fails on a name that begins with a zero byte.
+            entries = [info for info in archive.infolist() if not info.orig_filename.endswith("/")]
             overlapping = _overlapping(entries)
             for info in sorted(entries, key=_raw):
                 member = _member(archive, info, max_bytes, info.header_offset in overlapping)
