@@ -1,5 +1,6 @@
 """Ranks, average precision and galleries against naive references, ties included."""
 
+from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
@@ -21,7 +22,7 @@ from veilset.metrics.retrieval import (
 rows = st.lists(st.integers(0, 3), min_size=2, max_size=5)
 
 
-def orders(distances):
+def orders(distances: list[int]) -> Iterator[dict[int, int]]:
     """The places of all candidates under every order of the ties."""
     n = len(distances)
     for lots in permutations(range(n)):
@@ -31,7 +32,7 @@ def orders(distances):
 
 @settings(max_examples=60, deadline=None)
 @given(rows, st.integers(0, 4), st.integers(1, 5))
-def test_ties_count_as_in_a_random_order(distances, own, k):
+def test_ties_count_as_in_a_random_order(distances: list[int], own: int, k: int) -> None:
     own %= len(distances)
     matrix, column = np.array([distances], dtype=float), np.array([own])
     places = [order[own] for order in orders(distances)]
@@ -39,13 +40,13 @@ def test_ties_count_as_in_a_random_order(distances, own, k):
     assert expected_rank(matrix, column)[0] == pytest.approx(np.mean(places) + 1)
 
 
-def test_a_constant_feature_scores_exactly_chance():
+def test_a_constant_feature_scores_exactly_chance() -> None:
     distances = np.zeros((7, 100))
     assert top_k(distances, np.arange(7), 1) == pytest.approx(0.01)
     assert expected_rank(distances, np.arange(7)) == pytest.approx(50.5)
 
 
-def test_rounding_makes_no_order_out_of_a_tie():
+def test_rounding_makes_no_order_out_of_a_tie() -> None:
     distances = np.full((1, 50), 3.7)
     distances[0, 0] -= 1e-14
     assert top_k(distances, np.array([0]), 1)[0] == pytest.approx(0.02)
@@ -53,7 +54,7 @@ def test_rounding_makes_no_order_out_of_a_tie():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 30), st.booleans())
-def test_average_precision_equals_scikit_learn(seed, n, tied):
+def test_average_precision_equals_scikit_learn(seed: int, n: int, tied: bool) -> None:
     rng = np.random.default_rng(seed)
     distances = rng.integers(0, 4, (3, n)).astype(float) if tied else rng.random((3, n))
     relevant = rng.random((3, n)) < 0.3
@@ -64,14 +65,16 @@ def test_average_precision_equals_scikit_learn(seed, n, tied):
     np.testing.assert_allclose(average_precision(distances, relevant), expected)
 
 
-def test_average_precision_needs_something_relevant():
+def test_average_precision_needs_something_relevant() -> None:
     with pytest.raises(ValueError, match="relevant"):
         average_precision(np.zeros((1, 3)), np.zeros((1, 3), dtype=bool))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(3, 40), st.integers(2, 60), st.booleans())
-def test_galleries_hold_the_own_candidate_once_and_never_the_absent_one(seed, n, size, broken):
+def test_galleries_hold_the_own_candidate_once_and_never_the_absent_one(
+    seed: int, n: int, size: int, broken: bool
+) -> None:
     rng = np.random.default_rng(seed)
     own = np.arange(n)
     absent = np.roll(own, 1) if broken else own
@@ -83,25 +86,25 @@ def test_galleries_hold_the_own_candidate_once_and_never_the_absent_one(seed, n,
         assert not broken or absent[target] not in members
 
 
-def test_galleries_are_drawn_evenly():
+def test_galleries_are_drawn_evenly() -> None:
     own = np.zeros(4000, dtype=np.int64)
     members = draw_galleries(own, 11, 3, np.random.default_rng(0), own)[:, 1:]
     shares = np.bincount(members.ravel(), minlength=11)[1:] / members.size
     np.testing.assert_allclose(shares, 0.1, atol=0.02)
 
 
-def test_pick_keeps_the_order_of_the_gallery():
+def test_pick_keeps_the_order_of_the_gallery() -> None:
     distances = np.arange(12.0).reshape(3, 4)
     galleries = np.array([[3, 0], [1, 2], [0, 1]])
     assert pick(distances, galleries).tolist() == [[3, 0], [5, 6], [8, 9]]
 
 
-def test_squared_distances_survive_a_large_common_offset():
+def test_squared_distances_survive_a_large_common_offset() -> None:
     rng = np.random.default_rng(0)
     a, b = 1e6 + rng.random((5, 8)), 1e6 + rng.random((6, 8))
     np.testing.assert_allclose(squared_distances(a, b), cdist(a, b) ** 2, rtol=1e-6)
 
 
-def test_nan_is_refused():
+def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="not a number"):
         top_k(np.array([[np.nan, 1.0]]), np.array([0]), 1)

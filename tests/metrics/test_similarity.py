@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from veilset.metrics.similarity import psnr, ssim, ssim_either_sign
+from veilset.types import Images
 
 
-def pair(seed: int, n: int, height: int, width: int, channels: int):
+def pair(seed: int, n: int, height: int, width: int, channels: int) -> tuple[Images, Images]:
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 256, (n, height, width, channels), dtype=np.uint8)
     noise = rng.normal(0, 30, first.shape)
@@ -21,7 +22,9 @@ def pair(seed: int, n: int, height: int, width: int, channels: int):
     st.integers(0, 2**31), st.integers(1, 4), st.integers(11, 40), st.integers(11, 40),
     st.sampled_from([1, 3]),
 )  # fmt: skip
-def test_ssim_equals_scikit_image(seed, n, height, width, channels):
+def test_ssim_equals_scikit_image(
+    seed: int, n: int, height: int, width: int, channels: int
+) -> None:
     first, second = pair(seed, n, height, width, channels)
     expected = [
         structural_similarity(
@@ -33,7 +36,7 @@ def test_ssim_equals_scikit_image(seed, n, height, width, channels):
     np.testing.assert_allclose(ssim(first, second), expected, atol=1e-5)
 
 
-def test_ssim_is_cropped_to_the_valid_region():
+def test_ssim_is_cropped_to_the_valid_region() -> None:
     # A difference in the outermost corner reaches only windows that hold that corner.
     first = np.full((1, 30, 30, 1), 100, dtype=np.uint8)
     second = first.copy()
@@ -45,11 +48,10 @@ def test_ssim_is_cropped_to_the_valid_region():
     assert ssim(first, second)[0] == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-5)
 
 
-def test_psnr_equals_scikit_image_and_is_infinite_for_equals():
+def test_psnr_equals_scikit_image_and_is_infinite_for_equals() -> None:
     first, second = pair(1, 5, 17, 12, 3)
     expected = [
-        peak_signal_noise_ratio(a, b, data_range=255)
-        for a, b in zip(first, second, strict=True)
+        peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(first, second, strict=True)
     ]
     np.testing.assert_allclose(psnr(first, second), expected, rtol=1e-12)
     assert np.isinf(psnr(first, first)).all()
@@ -57,7 +59,7 @@ def test_psnr_equals_scikit_image_and_is_infinite_for_equals():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 14), st.integers(1, 14))
-def test_ssim_of_small_images_is_defined_symmetric_and_at_most_one(seed, height, width):
+def test_ssim_of_small_images_is_defined_and_symmetric(seed: int, height: int, width: int) -> None:
     first, second = pair(seed, 2, height, width, 1)
     score = ssim(first, second)
     assert (score <= 1 + 1e-12).all()
@@ -65,13 +67,13 @@ def test_ssim_of_small_images_is_defined_symmetric_and_at_most_one(seed, height,
     np.testing.assert_allclose(ssim(first, first), 1.0)
 
 
-def test_a_negative_counts_as_restored():
+def test_a_negative_counts_as_restored() -> None:
     first, _ = pair(3, 4, 20, 20, 1)
     assert (ssim(255 - first, first) < 0.1).all()
     np.testing.assert_allclose(ssim_either_sign(255 - first, first), 1.0)
 
 
-def test_shapes_must_agree():
+def test_shapes_must_agree() -> None:
     first, _ = pair(0, 2, 12, 12, 1)
     with pytest.raises(ValueError, match="one shape"):
         ssim(first, first[:1])

@@ -20,7 +20,7 @@ trials = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 
 @settings(max_examples=60, deadline=None)
 @given(trials, st.sampled_from([0.8, 0.95, 0.99]))
-def test_exact_and_wilson_intervals_equal_scipy(trial, confidence):
+def test_exact_and_wilson_intervals_equal_scipy(trial: tuple[int, int], confidence: float) -> None:
     k, n = trial
     for ours, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
         found = ours(k, n, confidence)
@@ -30,13 +30,13 @@ def test_exact_and_wilson_intervals_equal_scipy(trial, confidence):
 
 
 @pytest.mark.parametrize("k, n", [(-1, 5), (6, 5), (0, 0)])
-def test_impossible_counts_are_refused(k, n):
+def test_impossible_counts_are_refused(k: int, n: int) -> None:
     for interval in (wilson, clopper_pearson):
         with pytest.raises(ValueError, match="successes"):
             interval(k, n)
 
 
-def test_the_bootstrap_covers_a_rate_whose_clusters_go_together():
+def test_the_bootstrap_covers_a_rate_whose_clusters_go_together() -> None:
     rng = np.random.default_rng(0)
     hits, naive = 0, 0
     for _ in range(200):
@@ -52,13 +52,13 @@ def test_the_bootstrap_covers_a_rate_whose_clusters_go_together():
     assert naive < hits
 
 
-def test_no_success_is_not_certainty():
+def test_no_success_is_not_certainty() -> None:
     found = cluster_bootstrap(np.zeros(50), np.repeat(np.arange(10), 5), np.random.default_rng(0))
     assert found.value == found.low == 0
     assert found.high >= wilson(0, 10).high - 1e-12
 
 
-def test_the_bootstrap_repeats_for_the_same_generator():
+def test_the_bootstrap_repeats_for_the_same_generator() -> None:
     values = np.random.default_rng(1).random(60)
     names = np.repeat(np.arange(12), 5)
     one, two = (cluster_bootstrap(values, names, np.random.default_rng(4)) for _ in range(2))
@@ -67,37 +67,37 @@ def test_the_bootstrap_repeats_for_the_same_generator():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 20), st.integers(1, 10))
-def test_effective_trials_lie_between_clusters_and_values(seed, clusters, size):
+def test_effective_trials_are_in_range(seed: int, clusters: int, size: int) -> None:
     rng = np.random.default_rng(seed)
     values = (rng.random(clusters * size) < 0.5).astype(float)
     assert clusters <= effective_trials(values, np.repeat(np.arange(clusters), size)) <= len(values)
 
 
-def test_equal_values_in_a_cluster_count_once():
+def test_equal_values_in_a_cluster_count_once() -> None:
     values = np.repeat(np.array([0.0, 1.0] * 20), 10)
     assert effective_trials(values, np.repeat(np.arange(40), 10)) < 45
 
 
-rates = st.tuples(*[st.floats(0, 1)] * 3).map(lambda x: sorted(x)).map(
-    lambda x: Interval(x[1], x[0], x[2])
-)
+rates = st.tuples(*[st.floats(0, 1)] * 3).map(sorted).map(lambda x: Interval(x[1], x[0], x[2]))
 
 
 @given(rates, rates)
-def test_residual_risk_is_ordered_and_in_range(attack, control):
+def test_residual_risk_is_ordered_and_in_range(attack: Interval, control: Interval) -> None:
     found = residual_risk(attack, control)
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-def test_residual_risk_of_known_cases():
+def test_residual_risk_of_known_cases() -> None:
     nothing = Interval(0.0, 0.0, 0.0)
     attack = Interval(0.6, 0.5, 0.7)
     assert residual_risk(attack, nothing) == Interval(0.6, 0.5, 0.7)
     assert residual_risk(attack, attack).value == 0
-    assert residual_risk(Interval(0.6, 0.6, 0.6), Interval(0.2, 0.2, 0.2)).value == pytest.approx(0.5)
+    assert residual_risk(Interval(0.6, 0.6, 0.6), Interval(0.2, 0.2, 0.2)).value == pytest.approx(
+        0.5
+    )
 
 
-def test_residual_limits_cover_the_truth():
+def test_residual_limits_cover_the_truth() -> None:
     rng = np.random.default_rng(0)
     truth, covered = (0.5 - 0.1) / 0.9, 0
     for _ in range(400):

@@ -158,7 +158,9 @@ def test_a_critical_check_stops_the_pipeline_with_a_sentence(project: SmallProje
     assert "5,000" in sentences[0] or "5000" in sentences[0]
     assert "Running stage 'protect" not in failed.stdout
     findings = json.loads((project.root / "data/checks/digits/results.json").read_text())
-    assert any(not f["success"] and f["severity"] == "critical" for f in findings)
+    assert any(
+        not found["success"] and found["severity"] == "critical" for found in findings["results"]
+    )
 
 
 def test_a_missing_source_and_a_bad_setting_stop_with_a_sentence(project: SmallProject) -> None:

@@ -5,13 +5,15 @@ itself, or a restoration). A *measure* compares views with candidates. An attack
 with every measure on her own images under her own key, and uses the best on the release.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
 from scipy.ndimage import gaussian_filter1d
 
 from veilset.attacks.base import Attacker
@@ -44,6 +46,8 @@ def area_resize(images: Planes, height: int, width: int) -> FloatArray:
 
     Source: the textbook definition.
     """
+    if images.shape[1:3] == (height, width):
+        return np.asarray(images, dtype=np.float64)
     rows = _areas(images.shape[1], height)
     columns = _areas(images.shape[2], width)
     planes = np.moveaxis(np.asarray(images, dtype=np.float64), -1, 1)
@@ -232,7 +236,7 @@ class Agreement:
 
 def _rms(images: Planes) -> FloatArray:
     flat = _pixels(images)
-    return flat / (255.0 * np.sqrt(flat.shape[1]))
+    return np.asarray(flat / (255.0 * np.sqrt(flat.shape[1])))
 
 
 @dataclass(frozen=True)
@@ -325,6 +329,11 @@ class Batch:
     images: Images
     side: Mapping[str, npt.NDArray[Any]]
 
+    def take(self, rows: IntArray | BoolArray | slice) -> "Batch":
+        """These rows only."""
+        side = {name: values[rows] for name, values in self.side.items()}
+        return Batch(self.images[rows], side)
+
 
 class View(Protocol):
     """Turns released images into planes that may resemble the originals."""
@@ -338,62 +347,116 @@ def as_released(batch: Batch) -> Planes:
     return np.asarray(batch.images, dtype=np.float64)
 
 
+RIDGES = (1e-4, 1e-2, 0.1, 1.0)
+"""Penalties that are tried, as shares of a standardised column's squared norm."""
+
+KEPT = (1024, 128, 32)
+"""So many columns are tried, the most telling ones first."""
+
+_BLOCK = 4096
+
+
 @dataclass(frozen=True)
 class LinearMap:
-    """The best linear map from protected images to plain ones, in closed form.
+    """The best linear map from the most telling columns of protected images to plain images.
 
-    It is trained in seconds and finds whatever is hidden at a fixed place: a thumbnail in a
-    corner, in the lowest bits, or under noise.
+    It is trained in a second and finds whatever is hidden at a fixed place: a thumbnail in a
+    corner, in the lowest bits, beside the image, or under noise.
 
     Attributes:
-        known: What it was fitted on, as columns (n, D).
-        weights: (n, outputs).
-        mean: Mean of the columns, (D,).
+        kept: Which columns it reads, int64 (K,), ascending.
+        mean: Their means, (K,).
+        weights: (K, outputs).
         target_mean: Mean of the plain images, (outputs,).
         shape: (h, w, C) of what it restores.
-        bits: Read the eight bits of every pixel, not its grey level alone.
+        bits: The columns hold the eight bits of every pixel as well.
     """
 
-    known: npt.NDArray[np.float32]
+    kept: IntArray
+    mean: FloatArray
     weights: FloatArray
-    mean: npt.NDArray[np.float32]
     target_mean: FloatArray
     shape: tuple[int, int, int]
     bits: bool
 
     def __call__(self, batch: Batch) -> Planes:
         """Restorations (N, h, w, C), grey levels cut to 0..255."""
-        columns = linear_columns(batch, self.bits) - self.mean
-        flat = (columns @ self.known.T).astype(np.float64) @ self.weights + self.target_mean
+        columns = gather_columns(batch, self.bits, self.kept)
+        flat = (columns - self.mean) @ self.weights + self.target_mean
         return np.clip(flat, 0.0, 255.0).reshape(len(flat), *self.shape)
 
 
-def linear_columns(batch: Batch, bits: bool) -> npt.NDArray[np.float32]:
-    """What a linear map reads, float32 (N, D): pixels (or their bits) and numeric side info."""
-    images = batch.images.reshape(len(batch.images), -1)
-    columns = [images.astype(np.float32) / 255.0]
+def column_blocks(batch: Batch, bits: bool) -> Iterator[npt.NDArray[np.float32]]:
+    """What a linear map may read, a block of columns at a time; float32 (N, up to 4096).
+
+    Pixels, their means over a grid of 16 x 16, their bits if asked for, and numeric side
+    information (what is not a number there counts as 0).
+    """
+    flat = batch.images.reshape(len(batch.images), -1)
+    for start in range(0, flat.shape[1], _BLOCK):
+        yield flat[:, start : start + _BLOCK].astype(np.float32)
+    height, width = (min(size, 16) for size in batch.images.shape[1:3])
+    yield _flat(area_resize(batch.images, height, width)).astype(np.float32)
     if bits:
-        columns.append(np.unpackbits(images, axis=1).astype(np.float32))
+        for start in range(0, flat.shape[1], _BLOCK // 8):
+            yield np.unpackbits(flat[:, start : start + _BLOCK // 8], axis=1).astype(np.float32)
     for name in sorted(batch.side):
         values = batch.side[name]
         if values.dtype.kind in "biuf":
-            flat = values.reshape(len(values), -1).astype(np.float32)
-            columns.append(flat / max(float(np.abs(flat).max(initial=0.0)), 1.0))
-    return np.concatenate(columns, axis=1)
+            yield np.nan_to_num(values.reshape(len(values), -1).astype(np.float32))
 
 
-RIDGES = (0.001, 0.03, 1.0, 30.0)
-"""Penalties that are tried, as shares of the mean squared norm of the columns."""
+def grid_columns(shape: tuple[int, ...]) -> IntArray:
+    """Which columns are the means over the grid, for images (N, H, W, C): what noise leaves."""
+    _, height, width, channels = shape
+    first = height * width * channels
+    return first + np.arange(min(height, 16) * min(width, 16) * channels, dtype=np.int64)
+
+
+def gather_columns(batch: Batch, bits: bool, kept: IntArray) -> FloatArray:
+    """Some of those columns by number, ascending; float64 (N, K)."""
+    parts, first = [], 0
+    for block in column_blocks(batch, bits):
+        here = kept[(kept >= first) & (kept < first + block.shape[1])] - first
+        parts.append(block[:, here])
+        first += block.shape[1]
+    return np.concatenate(parts, axis=1, dtype=np.float64)
+
+
+def most_telling(batch: Batch, plain: Images, bits: bool) -> IntArray:
+    """All columns that vary, by how much of the plain thumbnails each explains alone, best first.
+
+    Args:
+        batch: Protected images.
+        plain: Their originals.
+        bits: Bits count as columns as well.
+
+    Returns:
+        Numbers of columns, int64.
+
+    Source: sure independence screening (Fan and Lv, 2008).
+    """
+    small = _thumbnail(plain).astype(np.float32)
+    small -= small.mean(axis=0)
+    explained = []
+    for block in column_blocks(batch, bits):
+        centred = block - block.mean(axis=0)
+        spread = (centred**2).sum(axis=0)
+        together = ((centred.T @ small) ** 2).sum(axis=1)
+        explained.append(np.where(spread > 0, together / np.maximum(spread, 1e-6), -1.0))
+    scores = np.concatenate(explained)
+    order = np.argsort(-scores, kind="stable")
+    return order[scores[order] >= 0].astype(np.int64)
 
 
 def fit_linear(
-    fit: "Pairs", tuning: "Pairs", side: int, bits: bool, limit: int = 1500
+    fit: "Pairs", tuning: "Pairs", side: int, bits: bool, limit: int = 8000
 ) -> LinearMap:
-    """Fits a ridge regression in its dual form, whose cost hardly depends on the image size.
+    """Fits ridge regressions on the most telling columns and keeps the best.
 
     Args:
         fit: Pairs to fit on.
-        tuning: Pairs, of other images, whose restoration error chooses the penalty.
+        tuning: Pairs, of other images, whose restoration error chooses penalty and columns.
         side: Restorations are at most this many pixels high and wide.
         bits: Read the bits of each pixel as well.
         limit: At most so many pairs are used.
@@ -401,28 +464,67 @@ def fit_linear(
     Returns:
         The map.
 
-    Source: ridge regression in the dual; its use as an attack is ours.
+    Source: ridge regression after screening; its use as an attack is ours.
     """
     fit = fit.take(np.arange(min(limit, len(fit.plain)), dtype=np.int64))
-    columns = linear_columns(fit.batch, bits)
-    mean = columns.mean(axis=0)
-    columns -= mean
     height, width = (min(side, size) for size in fit.plain.shape[1:3])
-    targets, wanted = (_flat(area_resize(p.plain, height, width)) for p in (fit, tuning))
-    middle = targets.mean(axis=0)
-    values, vectors = np.linalg.eigh((columns @ columns.T).astype(np.float64))
-    rotated = vectors.T @ (targets - middle)
-    unseen = ((linear_columns(tuning.batch, bits) - mean) @ columns.T) @ vectors
-    scale = max(float(values.mean()), 1e-9)
-
-    def error(ridge: float) -> float:
-        made = unseen @ (rotated / (values + ridge * scale)[:, None]) + middle
-        return float(((made - wanted) ** 2).mean())
-
-    ridge = min(RIDGES, key=error)
-    weights = vectors @ (rotated / (values + ridge * scale)[:, None])
+    targets = _flat(area_resize(fit.plain, height, width))
+    ranked = most_telling(fit.batch, fit.plain, bits)
+    choices = [np.sort(ranked[:count]) for count in sorted({min(c, len(ranked)) for c in KEPT})]
+    if not bits or not len(ranked):
+        choices = [kept for kept in choices if len(kept)]
+        choices.append(grid_columns(fit.plain.shape))
+    systems = [_System.of(fit, tuning, kept, bits) for kept in choices]
+    # Thumbnails choose: they tell which setting restores best at a fraction of the cost.
+    best, ridge = min(product(systems, RIDGES), key=lambda setting: setting[0].error(setting[1]))
     shape = (height, width, fit.plain.shape[-1])
-    return LinearMap(columns, weights, mean, middle, shape, bits)
+    mean = targets.mean(axis=0)
+    return LinearMap(best.kept, best.mean, best.weights(ridge, targets - mean), mean, shape, bits)
+
+
+@dataclass(frozen=True)
+class _System:
+    """The normal equations of some columns.
+
+    Attributes:
+        kept: Which columns.
+        mean: Their means, (K,); scale: their spreads.
+        columns: Standardised columns of the fitting part, float32 (n, K).
+        square: Their products with each other, (K, K).
+        unseen: Columns of the tuning part, less the mean, (m, K).
+        small: Thumbnails of the fitting part less their mean, and of the tuning part.
+    """
+
+    kept: IntArray
+    mean: FloatArray
+    scale: FloatArray
+    columns: npt.NDArray[np.float32]
+    square: FloatArray
+    unseen: FloatArray
+    small: tuple[FloatArray, FloatArray]
+
+    @classmethod
+    def of(cls, fit: "Pairs", tuning: "Pairs", kept: IntArray, bits: bool) -> "_System":
+        seen, unseen = (gather_columns(p.batch, bits, kept) for p in (fit, tuning))
+        mean, scale = seen.mean(axis=0), seen.std(axis=0) + 1e-9
+        columns = ((seen - mean) / scale).astype(np.float32)
+        thumbnails = _thumbnail(fit.plain)
+        middle = thumbnails.mean(axis=0)
+        small = thumbnails - middle, _thumbnail(tuning.plain) - middle
+        square = (columns.T @ columns).astype(np.float64)
+        return cls(kept, mean, scale, columns, square, unseen - mean, small)
+
+    def weights(self, ridge: float, targets: FloatArray) -> FloatArray:
+        """Weights of the columns as they are, (K, outputs), for centred targets (n, outputs)."""
+        penalised = self.square + ridge * len(self.columns) * np.eye(len(self.square))
+        known = (self.columns.T @ targets.astype(np.float32)).astype(np.float64)
+        solved = cho_solve(cho_factor(penalised, overwrite_a=True), known)
+        return np.asarray(solved / self.scale[:, None])
+
+    def error(self, ridge: float) -> float:
+        """Mean squared error of the tuning part's thumbnails."""
+        made = self.unseen @ self.weights(ridge, self.small[0])
+        return float(((made - self.small[1]) ** 2).mean())
 
 
 # --- The attacker's own pairs -----------------------------------------------------------------
@@ -444,8 +546,7 @@ class Pairs:
 
     def take(self, rows: IntArray | BoolArray) -> "Pairs":
         """These rows only."""
-        side = {name: values[rows] for name, values in self.batch.side.items()}
-        return Pairs(Batch(self.batch.images[rows], side), self.plain[rows], self.rows[rows])
+        return Pairs(self.batch.take(rows), self.plain[rows], self.rows[rows])
 
 
 def protect_as_attacker(
@@ -522,13 +623,14 @@ def _moved(images: Images, shift: int, rng: np.random.Generator) -> Images:
 
 
 def split_attacker(
-    attacker: Attacker, share: float, rng: np.random.Generator
+    attacker: Attacker, share: float, limit: int, rng: np.random.Generator
 ) -> tuple[BoolArray, BoolArray]:
     """Parts the auxiliary images into a fitting and a tuning part, disjoint in persons.
 
     Args:
         attacker: Whose images.
         share: Wanted share of the tuning part.
+        limit: At most so many images are used.
         rng: Source of the draw.
 
     Returns:
@@ -540,9 +642,13 @@ def split_attacker(
     alone = np.char.add("row ", np.arange(n).astype(str))
     names = np.where(attacker.groups == "", alone, attacker.groups.astype(str))
     people, member = np.unique(names, return_inverse=True)
+    if len(people) < 2:
+        people, member = np.unique(alone, return_inverse=True)
     lots = rng.permutation(len(people))
+    used = np.zeros(n, dtype=bool)
+    used[rng.permutation(n)[:limit]] = True
     tuning = lots[member] < max(round(share * len(people)), 1)
-    return ~tuning, tuning
+    return ~tuning & used, tuning & used
 
 
 # --- Tuning -----------------------------------------------------------------------------------
@@ -596,7 +702,13 @@ Judge = Callable[[FloatArray], tuple[float, float]]
 
 
 def own_among_others(n: int, size: int, rng: np.random.Generator) -> Judge:
-    """Judges distances (n, n) by the rank of each row's own column in a drawn gallery."""
+    """Judges distances (n, n) by the rank of each row's own column in a drawn gallery.
+
+    Raises:
+        ProtectionError: There is nothing to confuse an image with.
+    """
+    if n < 2:
+        raise ProtectionError("she has a single image to tune with.")
     own = np.arange(n, dtype=np.int64)
     galleries = draw_galleries(own, n, size, rng, own)
     return lambda distances: judge_first(pick(distances, galleries))

@@ -41,15 +41,16 @@ from veilset.attacks.features import (
     View,
     area_resize,
     own_among_others,
+    protect_as_attacker,
     region_sizes,
+    split_attacker,
     to_pictures,
     tune,
 )
-from veilset.attacks.linkage import attacker_pairs, enough_images, join, likeness, linear_views
-from veilset.metrics.similarity import gaussian_window, psnr, ssim_either_sign
+from veilset.attacks.linkage import enough_images, join, likeness, linear_views
+from veilset.metrics.similarity import psnr, ssim_either_sign, window_band
 from veilset.models.unet import UNet
 from veilset.schemes.base import Scheme
-from veilset.types import Images
 
 UNET = "unet"
 
@@ -61,6 +62,7 @@ class LearnedInverseParams(AttackParams):
         targets: At most so many released images are attacked.
         gallery: Size of the galleries; smaller where there are fewer candidates.
         versions: How many times the attacker protects her own images, under fresh keys.
+        auxiliary: At most so many of her images are used.
         shift: She moves her images by up to so many pixels before protecting them again.
         tuning_share: Share of her images that chooses among the restorers.
         work_side: Images are restored at most this large; all pixels are read nevertheless.
@@ -75,7 +77,8 @@ class LearnedInverseParams(AttackParams):
 
     targets: int = Field(500, ge=2, le=100_000)
     gallery: int = Field(100, ge=2, le=10_000)
-    versions: int = Field(6, ge=1, le=50)
+    versions: int = Field(8, ge=1, le=50)
+    auxiliary: int = Field(2000, ge=20, le=1_000_000)
     shift: int = Field(2, ge=0, le=16)
     tuning_share: float = Field(0.2, gt=0, lt=1)
     work_side: int = Field(32, ge=8, le=512)
@@ -88,8 +91,8 @@ class LearnedInverseParams(AttackParams):
     learning_rate: float = Field(3e-3, gt=0, le=1)
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "targets": 2000, "versions": 16, "work_side": 64, "base": 32, "depth": 3, "fold": 1,
-        "steps": 6000, "oracle_steps": 1000, "batch": 64,
+        "targets": 2000, "versions": 16, "auxiliary": 20_000, "work_side": 64, "base": 32,
+        "depth": 3, "fold": 1, "steps": 6000, "oracle_steps": 1000, "batch": 64,
     }  # fmt: skip
 
 
@@ -132,9 +135,11 @@ class LearnedInverse(Attack[LearnedInverseParams, FittedInverse]):
         progress: Progress | None, like: FittedInverse | None,
     ) -> FittedInverse:  # fmt: skip
         params = self.params
-        fit, tuning = attacker_pairs(
-            release, attacker, params.versions, params.tuning_share, rng, params.shift
+        fitting, tuned = split_attacker(attacker, params.tuning_share, params.auxiliary, rng)
+        fit = protect_as_attacker(
+            release.scheme, attacker, fitting, params.versions, rng, params.shift
         )
+        tuning = protect_as_attacker(release.scheme, attacker, tuned, 1, rng)[0]
         views = linear_views(fit, tuning)
         if like is not None:
             # The oracle asks whether the restorer that was relied on works at all.
@@ -184,58 +189,46 @@ def _quality(similarity: Any, decibels: Any, case: Case) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class UNetView:
-    """A trained U-Net as a view.
+class Reader:
+    """How released images become the network's input.
 
     Attributes:
-        net: The network, in evaluation mode.
-        factor: So many pixels a side are folded into channels before the network.
-        shape: (h, w, C) of what it restores.
-        regions: Sizes of the regions whose sorted pixels it reads as well.
-        device: Where it runs.
-    """
-
-    net: UNet
-    factor: int
-    shape: tuple[int, int, int]
-    regions: tuple[int, ...]
-    device: str
-
-    def __call__(self, batch: Batch) -> Planes:
-        """Restorations (N, h, w, C), grey levels 0..255; not a number where it diverged."""
-        inputs = network_input(batch, self.factor, self.regions)
-        made = []
-        with torch.no_grad(), deterministic():
-            for start in range(0, len(inputs), 64):
-                chunk = torch.from_numpy(inputs[start : start + 64]).to(self.device)
-                made.append(self.net(chunk).clamp(0, 1).cpu().numpy())
-        planes = np.moveaxis(np.concatenate(made).astype(np.float64), 1, -1)
-        return np.asarray(planes[:, : self.shape[0], : self.shape[1]] * 255.0)
-
-
-def network_input(batch: Batch, factor: int, regions: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """What the network reads, float32 (N, channels, ceil(H / factor), ceil(W / factor)), -1..1.
-
-    Args:
-        batch: Released images; side information of the images' height and width is read too.
-        factor: Squares of so many pixels become channels: the cost falls, and no pixel is lost.
+        factor: Squares of so many pixels a side become channels: the cost falls, and no pixel is
+            lost.
         regions: Sizes of regions whose pixels are given in ascending order as well, because a
             convolution cannot sort.
-
-    Returns:
-        The input.
-
-    Source: ours.
+        scales: What side information of the images' height and width is divided by, by name;
+            other side information is not read.
     """
-    images = batch.images.astype(np.float32) / 127.5 - 1.0
-    layers = [images]
-    layers += [sorted_in_regions(images, side) for side in regions]
-    for name in sorted(batch.side):
-        values = batch.side[name]
-        if values.dtype.kind in "biuf" and values.shape[1:3] == images.shape[1:3]:
-            layer = values.reshape(*images.shape[:3], -1).astype(np.float32)
-            layers.append(layer / max(float(np.abs(layer).max(initial=0.0)), 1.0))
-    stack = np.concatenate(layers, axis=-1)
+
+    factor: int
+    regions: tuple[int, ...]
+    scales: Mapping[str, float]
+
+    def __call__(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """float32 (N, channels, ceil(H / factor), ceil(W / factor)), about -1..1."""
+        images = batch.images.astype(np.float32) / 127.5 - 1.0
+        layers = [images, *(sorted_in_regions(images, side) for side in self.regions)]
+        for name, scale in self.scales.items():
+            layer = batch.side[name].reshape(*images.shape[:3], -1).astype(np.float32)
+            layers.append(np.nan_to_num(layer / np.float32(scale)))
+        return fold(np.concatenate(layers, axis=-1), self.factor)
+
+
+def reader_for(batch: Batch, factor: int, scheme: Scheme[Any]) -> Reader:
+    """A reader for images like these, under a scheme whose parameters tell its regions."""
+    smallest = min(batch.images.shape[1:3])
+    regions = tuple(side for side in sorted(region_sizes(scheme)) if side <= smallest)
+    scales = {
+        name: max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-6)
+        for name, values in sorted(batch.side.items())
+        if values.dtype.kind in "biuf" and values.shape[1:3] == batch.images.shape[1:3]
+    }
+    return Reader(factor, regions, scales)
+
+
+def fold(stack: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.float32]:
+    """(N, H, W, C) as (N, C * factor^2, ceil(H / factor), ceil(W / factor)), edges repeated."""
     n, height, width, channels = stack.shape
     pad = ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0))
     stack = np.pad(stack, pad, mode="edge")
@@ -243,6 +236,30 @@ def network_input(batch: Batch, factor: int, regions: tuple[int, ...]) -> npt.ND
     folded = stack.reshape(n, rows, factor, columns, factor, channels)
     folded = folded.transpose(0, 5, 2, 4, 1, 3).reshape(n, -1, rows, columns)
     return np.ascontiguousarray(folded)
+
+
+@dataclass(frozen=True)
+class UNetView:
+    """A trained U-Net as a view.
+
+    Attributes:
+        net: The network, in evaluation mode.
+        reader: How it reads released images.
+        device: Where it runs.
+    """
+
+    net: UNet
+    reader: Reader
+    device: str
+
+    def __call__(self, batch: Batch) -> Planes:
+        """Restorations (N, h, w, C), grey levels 0..255; not a number where it diverged."""
+        made = []
+        with torch.no_grad(), deterministic():
+            for start in range(0, len(batch.images), 64):
+                inputs = torch.from_numpy(self.reader(batch.take(slice(start, start + 64))))
+                made.append(self.net(inputs.to(self.device)).clamp(0, 1).cpu().numpy())
+        return np.moveaxis(np.concatenate(made).astype(np.float64) * 255.0, 1, -1)
 
 
 def sorted_in_regions(images: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
@@ -288,40 +305,29 @@ def train_unet(
     """
     height, width, channels = pairs.plain.shape[1:]
     factor = max(1, ceil(max(height, width) / params.work_side))
-    regions = tuple(s for s in sorted(region_sizes(scheme)) if s <= min(height, width))
-    inputs = torch.from_numpy(network_input(pairs.batch, factor, regions))
-    shape = (inputs.shape[2], inputs.shape[3], channels)
-    targets = torch.from_numpy(_targets(pairs.plain, factor))
+    reader = reader_for(pairs.batch, factor, scheme)
+    inputs = reader(pairs.batch.take(slice(0, 1))).shape[1]
     with torch.random.fork_rng(devices=[]), deterministic():
-        torch.manual_seed(seed)
-        net = UNet(inputs.shape[1], channels, params.base, params.depth, params.fold)
-        net.to(device)
-        _train(net, inputs.to(device), targets.to(device), params, steps, seed, progress)
-    return UNetView(net.eval(), factor, shape, regions, device)
-
-
-def _targets(plain: Images, factor: int) -> npt.NDArray[np.float32]:
-    """Plain images at the network's resolution, float32 (N, C, h, w), 0..1."""
-    _, height, width, _ = plain.shape
-    pad = ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0))
-    padded = np.pad(plain, pad, mode="edge")
-    small = area_resize(padded, padded.shape[1] // factor, padded.shape[2] // factor)
-    return np.ascontiguousarray(np.moveaxis(small / 255.0, -1, 1).astype(np.float32))
+        torch.default_generator.manual_seed(seed)
+        net = UNet(inputs, channels, params.base, params.depth, params.fold).to(device)
+        _train(net, _batches(reader, pairs, params.batch, steps, seed), params, steps, progress)
+    return UNetView(net.eval(), reader, device)
 
 
 def _train(
-    net: UNet, inputs: Tensor, targets: Tensor, params: LearnedInverseParams, steps: int,
-    seed: int, progress: Progress | None,
+    net: UNet, batches: Iterator[tuple[Tensor, Tensor]], params: LearnedInverseParams, steps: int,
+    progress: Progress | None,
 ) -> None:  # fmt: skip
-    draws = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=params.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        rows = torch.randint(len(inputs), (params.batch,), generator=draws).to(inputs.device)
-        made = net(inputs[rows])
-        loss = functional.l1_loss(made, targets[rows]) + 1.0 - torch_ssim(made, targets[rows])
+    device = next(net.parameters()).device
+    for step, (inputs, wanted) in enumerate(batches):
+        target = wanted.to(device)
+        made = net(inputs.to(device))
+        loss = functional.l1_loss(made, target) + 1.0 - torch_ssim(made, target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 20 == 0 or step == steps - 1:
@@ -332,26 +338,35 @@ def _train(
                 progress("learned_inverse: training", step + 1, steps)
 
 
+def _batches(
+    reader: Reader, pairs: Pairs, size: int, steps: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random batches, read one by one: all at once would not fit in memory as floating point."""
+    draws = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield _one_batch(reader, pairs.take(draws.integers(0, len(pairs.plain), size)))
+
+
+def _one_batch(reader: Reader, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Inputs (N, channels, h, w), and plain images of that size, float32 (N, C, h, w), 0..1."""
+    inputs = reader(pairs.batch)
+    small = area_resize(pairs.plain, inputs.shape[2], inputs.shape[3]) / 255.0
+    wanted = np.ascontiguousarray(np.moveaxis(small, -1, 1).astype(np.float32))
+    return torch.from_numpy(inputs), torch.from_numpy(wanted)
+
+
 def torch_ssim(made: Tensor, wanted: Tensor) -> Tensor:
     """Mean SSIM of float (N, C, H, W) in 0..1, differentiable; as `veilset.metrics.similarity`."""
     side = min(made.shape[-2:])
     size = min(11, side if side % 2 else side - 1)
-    rows, columns = (_band(n, size, made) for n in made.shape[-2:])
+    bands = (torch.from_numpy(window_band(n, size)) for n in made.shape[-2:])
+    rows, columns = (band.to(made.device, made.dtype) for band in bands)
     stack = torch.cat([made, wanted, made * made, wanted * wanted, made * wanted], dim=1)
     smooth = rows @ stack @ columns.T
     a, b, aa, bb, ab = smooth.chunk(5, dim=1)
     c1, c2 = 0.01**2, 0.03**2
     top = (2 * a * b + c1) * (2 * (ab - a * b) + c2)
     return (top / ((a * a + b * b + c1) * (aa - a * a + bb - b * b + c2))).mean()
-
-
-def _band(length: int, size: int, like: Tensor) -> Tensor:
-    """The matrix that takes Gaussian means along a line where the window lies inside it."""
-    window = torch.as_tensor(gaussian_window(size), dtype=like.dtype, device=like.device)
-    band = torch.zeros(length - size + 1, length, dtype=like.dtype, device=like.device)
-    for row in range(len(band)):
-        band[row, row : row + size] = window
-    return band
 
 
 @contextmanager

@@ -52,15 +52,17 @@ class LinkageParams(AttackParams):
         targets: At most so many released images are attacked.
         gallery: Size of the galleries; smaller where there are fewer candidates.
         versions: How many times the attacker protects her own images, under fresh keys.
+        auxiliary: At most so many of her images are used.
         tuning_share: Share of her images that chooses among the variants.
     """
 
     targets: int = Field(500, ge=2, le=100_000)
     gallery: int = Field(100, ge=2, le=10_000)
-    versions: int = Field(3, ge=1, le=50)
+    versions: int = Field(8, ge=1, le=50)
+    auxiliary: int = Field(2000, ge=20, le=1_000_000)
     tuning_share: float = Field(0.3, gt=0, lt=1)
 
-    FULL: ClassVar[Mapping[str, Any]] = {"targets": 2000, "versions": 8}
+    FULL: ClassVar[Mapping[str, Any]] = {"targets": 2000, "versions": 16, "auxiliary": 20_000}
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,10 @@ class Linkage(Attack[LinkageParams, FittedLinkage]):
         progress: Progress | None, like: FittedLinkage | None,
     ) -> FittedLinkage:  # fmt: skip
         del like
-        fit, tuning = attacker_pairs(
-            release, attacker, self.params.versions, self.params.tuning_share, rng
-        )
+        params = self.params
+        fitting, tuned = split_attacker(attacker, params.tuning_share, params.auxiliary, rng)
+        fit = protect_as_attacker(release.scheme, attacker, fitting, params.versions, rng)
+        tuning = protect_as_attacker(release.scheme, attacker, tuned, 1, rng)[0]
         if progress:
             progress("linkage: restoring", 1, 3)
         views: dict[str, View] = {"released": as_released, **linear_views(fit, tuning)}
@@ -123,16 +126,6 @@ def enough_images(case: Case) -> str | None:
             f" {MIN_AUXILIARY}: give the role `auxiliary` a larger share"
         )
     return None
-
-
-def attacker_pairs(
-    release: Release, attacker: Attacker, versions: int, share: float,
-    rng: np.random.Generator, shift: int = 0,
-) -> tuple[list[Pairs], Pairs]:  # fmt: skip
-    """The attacker's own pairs: several versions to fit on, one of other images to tune on."""
-    fitting, tuning = split_attacker(attacker, share, rng)
-    made = protect_as_attacker(release.scheme, attacker, fitting, versions, rng, shift)
-    return made, protect_as_attacker(release.scheme, attacker, tuning, 1, rng)[0]
 
 
 def linear_views(fit: list[Pairs], tuning: Pairs, side: int = 32) -> dict[str, View]:

@@ -184,16 +184,12 @@ def by_person(distances: FloatArray, groups: Groups) -> tuple[Groups, FloatArray
 
 def persons_judge(known: Groups, sought: Groups) -> Judge:
     """Judges distances (T, M) by the rank of each row's person among all persons."""
-
-    def judge(distances: FloatArray) -> tuple[float, float]:
-        persons, nearest = by_person(distances, known)
-        own = np.searchsorted(persons, sought)
-        lots = np.arange(len(persons))
-        # The sought person first: what the judge of drawn galleries expects.
-        order = np.stack([np.concatenate([[i], np.delete(lots, i)]) for i in own])
-        return judge_first(pick(nearest, order.astype(np.int64)))
-
-    return judge
+    persons = np.unique(known)
+    own = np.searchsorted(persons, sought)[:, None]
+    others = np.arange(len(persons) - 1)[None, :]
+    # The sought person first: what the judge of drawn galleries expects.
+    order = np.concatenate([own, others + (others >= own)], axis=1).astype(np.int64)
+    return lambda distances: judge_first(pick(by_person(distances, known)[1], order))
 
 
 def _gallery(attacker: Attacker) -> Gallery:

@@ -97,6 +97,25 @@ def gaussian_window(size: int = WINDOW, sigma: float = SIGMA) -> FloatArray:
     return np.asarray(weights / weights.sum())
 
 
+def window_band(length: int, size: int) -> FloatArray:
+    """The matrix that takes Gaussian means along a line where the window lies inside it.
+
+    Args:
+        length: Pixels of the line.
+        size: Taps of the window, odd, at most `length`.
+
+    Returns:
+        float64 (length - size + 1, length).
+
+    Source: the textbook definition.
+    """
+    positions = length - size + 1
+    band = np.zeros((positions, length))
+    for row in range(positions):
+        band[row, row : row + size] = gaussian_window(size)
+    return band
+
+
 def _pair(first: Images, second: Images) -> tuple[FloatArray, FloatArray]:
     if first.shape != second.shape or first.ndim != 4:
         raise ValueError(f"two (N, H, W, C) arrays of one shape, not {first.shape}, {second.shape}")
@@ -107,17 +126,7 @@ def _smooth(images: FloatArray) -> FloatArray:
     """Gaussian means at the positions where the whole window lies inside the image."""
     side = min(images.shape[1:3])
     size = min(WINDOW, side if side % 2 else side - 1)
-    rows, columns = (_band(n, size) for n in images.shape[1:3])
+    rows, columns = (window_band(n, size) for n in images.shape[1:3])
     # Two products with a banded matrix: far faster than a filter call per image at these sizes.
     planes = np.moveaxis(images, -1, 1)
     return np.moveaxis(rows @ planes @ columns.T, 1, -1)
-
-
-def _band(length: int, size: int) -> FloatArray:
-    """The matrix that filters a line of `length` pixels at its `length - size + 1` positions."""
-    positions = length - size + 1
-    band = np.zeros((positions, length))
-    window = gaussian_window(size)
-    for row in range(positions):
-        band[row, row : row + size] = window
-    return band

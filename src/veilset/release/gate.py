@@ -8,12 +8,13 @@ bound of one is beyond; everything else is undecided, and says why.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilset.attacks.base import MIN_TARGETS, NO_PERSONS, SUITE_VERSION, Template, natural_frequency
+from veilset.attacks.base import MIN_TARGETS, NO_PERSONS, SUITE_VERSION, Template
 from veilset.errors import CorruptError
 from veilset.files import write_json
 from veilset.params import Params
@@ -281,8 +282,8 @@ def _words(
     if verdict == "fail":
         return f"Fails for {who}.{told}"
     if verdict == "pass":
-        high = natural_frequency(float(worst["high"])).lower() if worst else ""
-        return f"Passes for {who}.{told} With 95 % confidence it is at most {high}."
+        most = ceil(100 * float(worst["high"])) if worst else 0
+        return f"Passes for {who}.{told} With 95 % confidence it is at most {most} of 100."
     why = "; ".join(
         f"{finding.attack}: {finding.reason}"
         for finding in findings
