@@ -14,7 +14,7 @@ import typer
 from veilset import __version__, keys
 from veilset.adapters import mlflow_audit
 from veilset.console import say
-from veilset.errors import VeilsetError
+from veilset.errors import SettingsError, VeilsetError
 from veilset.quiet import telemetry_state
 
 _PACKAGES = (
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to the program."""
-    for command in (schemes, attacks, models, doctor, ui, where):
+    for command in (schemes, attacks, models, doctor, ui, where, pictures):
         app.command()(command)
 
 
@@ -107,6 +107,24 @@ def where() -> None:
     if report.is_file():
         say(f"Report: {report.resolve().as_uri()}")
     say(f"MLflow: make ui, then http://127.0.0.1:5000 (store {_shown_address()})")
+
+
+def pictures(
+    output: Annotated[Path, typer.Argument(help="Folder for contact_sheet.png and the plot")],
+    *,
+    originals: Annotated[
+        bool, typer.Option("--originals", help="Agree that plain images are shown")
+    ] = False,
+) -> None:
+    """Draw the same eight images under every scheme, and privacy against utility."""
+    if not originals:
+        raise SettingsError(
+            "the contact sheet shows plain images beside protected ones: give --originals if these "
+            "may be shown where the pictures go."
+        )
+    from veilset.cli.pictures import draw  # noqa: PLC0415
+
+    say(draw(Path(), output))
 
 
 def _shown_address() -> str:

@@ -232,6 +232,8 @@ def undecided(inputs: ReportInputs) -> tuple[Group, ...]:
         for template, outcome in verdict.templates.items():
             for attack, reason in _open_questions(outcome):
                 result = find_result(inputs, scheme, attack, template)
+                if result is not None and not result.applicable:
+                    continue  # Told, with its reason, among what is not applicable.
                 title = result.title if result and result.title else attack
                 key = (title, words.template_title(template), reason or "no reason is recorded")
                 found.setdefault(key, []).append(scheme_title(inputs, scheme))

@@ -1,0 +1,42 @@
+"""`veilset pictures`: the README's pictures, made of what the pipeline wrote."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from veilset.data.shards import ImageSet
+from veilset.files import read_table, write_bytes
+from veilset.report import pictures as sheets
+from veilset.report import plots, view
+from veilset.report.load import load_inputs
+from veilset.settings import load_drops, load_settings
+from veilset.stages.project import Project, scheme_of
+from veilset.types import Images
+
+COUNT = 8
+
+
+def draw(root: Path, output: Path) -> str:
+    """Writes `contact_sheet.png` and `privacy_utility.png`; says where."""
+    project, settings, drops = Project(root), load_settings(root), load_drops(root)
+    rows = [
+        (scheme_of(settings, name).title, _first(project, name, drops.names[0]))
+        for name in settings.schemes
+    ]
+    inputs = load_inputs(root, schemes=settings.schemes, drops=drops.names)
+    points, baseline = view.points(inputs), view.baseline_accuracy(inputs)
+    output.mkdir(parents=True, exist_ok=True)
+    sheet = sheets.png(sheets.contact_sheet(rows, scale=3))
+    write_bytes(output / "contact_sheet.png", sheet)
+    write_bytes(output / "privacy_utility.png", plots.privacy_utility_png(points, baseline))
+    return f"Wrote {output / 'contact_sheet.png'} and {output / 'privacy_utility.png'}."
+
+
+def _first(project: Project, scheme: str, drop: str) -> Images:
+    """The protected versions of the first training images, the same ones for every scheme."""
+    links = read_table(project.provenance(scheme, drop) / "links-train.parquet")
+    wanted = links.sort_values("id")["published_id"].head(COUNT)
+    public = ImageSet.open(project.protected(scheme, drop))
+    places = pd.Index([row.tobytes().hex() for row in public.ids("train")])
+    return public.images("train", places.get_indexer(pd.Index(wanted)).astype(np.int64))

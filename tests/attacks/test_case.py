@@ -1,0 +1,103 @@
+"""Cases read from disk: each target is linked to its own original, the attacker owns others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from veilset.attacks.case import Released, case_from_originals, load_case
+from veilset.data.shards import ImageSet, Part, write_set
+from veilset.errors import CorruptError, SettingsError
+from veilset.keys import Key
+from veilset.schemes.base import Scheme
+from veilset.schemes.plain import Plain
+from veilset.schemes.protect import protect_set
+from veilset.schemes.visualmixer import VisualMixer
+
+KEY = Key(bytes(range(32)))
+
+
+def part(count: int, rng: np.random.Generator) -> Part:
+    ids = rng.integers(0, 256, (count, 16), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    groups = np.array([f"p{i % 3}" for i in range(count)], dtype=object)
+    return ids, np.arange(count) % 2, images, {"group": groups}
+
+
+def drop(root: Path, scheme: Scheme, seed: int = 0, **counts: int) -> Released:
+    rng = np.random.default_rng(seed)
+    places = Released(root / "ingested", root / "protected", root / "provenance")
+    write_set(
+        places.ingested, kind="ingested", dataset="t", classes=("a", "b"),
+        parts={split: part(count, rng) for split, count in counts.items()},
+    )  # fmt: skip
+    source = ImageSet.open(places.ingested)
+    protect_set(source, scheme, KEY, places.protected, places.provenance, dataset="t")
+    return places
+
+
+@settings(max_examples=8, deadline=None)
+@given(train=st.integers(1, 20), test=st.integers(1, 9), auxiliary=st.integers(1, 9))
+def test_each_target_is_linked_to_its_own_original(
+    tmp_path_factory: pytest.TempPathFactory, train: int, test: int, auxiliary: int
+) -> None:
+    root = tmp_path_factory.mktemp("case")
+    places = drop(root, Plain(), train=train, test=test, auxiliary=auxiliary)
+    case = load_case([places], Plain(), seed=0, effort="quick")
+    assert len(case.truth.ids) == train + test
+    np.testing.assert_array_equal(case.release.images, case.truth.originals)
+    private = ImageSet.open(places.ingested)
+    owned = {row.tobytes().hex() for row in private.ids("auxiliary")}
+    assert {row.tobytes().hex() for row in case.attacker.ids} == owned
+    assert not owned & set(case.truth.ids)
+    assert case.attacker.key.fingerprint != KEY.fingerprint
+
+
+def test_an_image_of_two_drops_counts_once(tmp_path: Path) -> None:
+    first = drop(tmp_path / "first", Plain(), train=9, auxiliary=4)
+    again = drop(tmp_path / "again", Plain(), train=9, auxiliary=4)
+    other = drop(tmp_path / "other", Plain(), seed=1, train=5, auxiliary=3, gallery=2)
+    case = load_case([first, again, other], Plain(), seed=0, effort="quick")
+    assert len(case.truth.ids) == len(set(case.truth.ids)) == 14
+    assert len(case.attacker.images) == 7
+    assert case.attacker.gallery is not None
+    assert len(case.attacker.gallery.images) == 2
+
+
+def test_what_cannot_be_attacked_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="auxiliary"):
+        load_case([drop(tmp_path / "a", Plain(), train=4)], Plain(), seed=0, effort="quick")
+    places = drop(tmp_path / "b", Plain(), train=4, auxiliary=4)
+    nothing = Released(places.ingested, places.protected, tmp_path / "none")
+    with pytest.raises(SettingsError, match="nothing was released"):
+        load_case([nothing], Plain(), seed=0, effort="quick")
+    other = drop(tmp_path / "c", Plain(), seed=5, train=4, auxiliary=4)
+    mixed_up = Released(places.ingested, places.protected, other.provenance)
+    with pytest.raises(CorruptError, match="provenance"):
+        load_case([mixed_up], Plain(), seed=0, effort="quick")
+
+
+def test_originals_are_found_by_the_key_alone(tmp_path: Path) -> None:
+    scheme = VisualMixer()
+    places = drop(tmp_path, scheme, train=30, auxiliary=20)
+    public, private = ImageSet.open(places.protected), ImageSet.open(places.ingested)
+    case = case_from_originals(public, private, scheme, KEY, seed=0, effort="quick")
+    assert len(case.truth.ids) == 30
+    assert len(case.attacker.images) == 20, "what was not released is the attacker's"
+    ids = np.array([list(bytes.fromhex(name)) for name in case.truth.ids], dtype=np.uint8)
+    labels = np.zeros(len(ids), dtype=np.int64)
+    again = scheme.protect(case.truth.originals, labels, ids, KEY).images
+    np.testing.assert_array_equal(again, case.release.images)
+    with pytest.raises(SettingsError, match="key"):
+        case_from_originals(public, private, scheme, Key(bytes(32)), seed=0, effort="quick")
+
+
+def test_where_all_is_released_the_attacker_owns_some_that_are_no_targets(tmp_path: Path) -> None:
+    places = drop(tmp_path, Plain(), train=40)
+    public, private = ImageSet.open(places.protected), ImageSet.open(places.ingested)
+    case = case_from_originals(public, private, Plain(), KEY, seed=0, effort="quick")
+    assert (len(case.attacker.images), len(case.truth.ids)) == (10, 30)
+    owned = {row.tobytes().hex() for row in case.attacker.ids}
+    assert not owned & set(case.truth.ids)
