@@ -18,7 +18,6 @@ setup: .venv/.ready  ## Set up .venv from the hashed requirements.lock
 repro: setup  ## Run the whole pipeline, then record it in MLflow and say where the report is
 	@$(BIN)/dvc repro
 	@$(BIN)/veilset audit sync --if-changed
-	@$(BIN)/veilset where
 
 flow: setup  ## The same pipeline as a Prefect flow
 	@$(BIN)/python flows/pipeline.py

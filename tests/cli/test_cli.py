@@ -1,7 +1,9 @@
 """The command line on folders of images, as a user runs it."""
 
 import io
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from PIL import Image
 from veilset.cli import app
 from veilset.console import run_reporting_errors
 from veilset.data.shards import ImageSet
+from veilset.files import locked, read_table
+from veilset.quiet import quiet
 
 DATASETS = Path(__file__).parents[3] / "shared/datasets"
 
@@ -22,6 +26,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(tmp_path)
+    quiet()
 
     def command(*words: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -186,12 +191,45 @@ def test_doctor_says_what_is_wrong(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not DATASETS.is_dir(), reason="shared/datasets is not beside the repository")
 def test_trashnet_through_both_schemes(run: Run, tmp_path: Path) -> None:
-    for scheme, released in (("visualmixer", 2525), ("pixel_block_mixing", 2095)):
+    for scheme, splits in (
+        ("visualmixer", {"train", "validation", "test"}),
+        ("pixel_block_mixing", {"train", "validation"}),
+    ):
         words = ("protect", DATASETS / "trashnet96", scheme, "--scheme", scheme, "--demo-key")
         code, out, _ = run(*words)
         assert code == 0
+        index = read_table(tmp_path / f"{scheme}-private/ingested/index.parquet")
+        assert len(index) == 2527
+        assert (index["role"] == "duplicate").sum() <= 10
         public = ImageSet.open(tmp_path / scheme)
         assert public.shape == (96, 96, 3)
-        # 2,527 less two files that occur in two splits; a scheme that reads labels keeps test back.
-        assert abs(sum(public.manifest.splits.values()) - released) <= 2
-        assert ("stay unprotected" in out) == (scheme == "pixel_block_mixing")
+        assert sum(public.manifest.splits.values()) == index["role"].isin(splits).sum()
+        # A scheme that reads labels keeps test images back.
+        assert ("stay unprotected" in out) == ("test" not in splits)
+
+
+def test_a_second_run_at_the_same_time_is_refused(run: Run, tmp_path: Path) -> None:
+    photographs(tmp_path / "in", count=4, broken=0)
+    with locked(tmp_path / "out"):
+        code, _, err = run("protect", "in", "out", "--scheme", "plain", "--demo-key")
+    assert code == 1
+    assert "another run" in sentence(err)
+    assert not (tmp_path / "out").exists()
+    assert run("protect", "in", "out", "--scheme", "plain", "--demo-key")[0] == 0
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written(run: Run, tmp_path: Path) -> None:
+    photographs(tmp_path / "in", count=24, broken=0)
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    try:
+        words = ("protect", "in", small / "out", "--scheme", "visualmixer", "--demo-key")
+        code, _, err = run(*words, "--private", tmp_path / "mine")
+        assert code == 1
+        assert "free" in sentence(err)
+        assert not (small / "out").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -8,6 +8,7 @@ import typer
 
 from veilset.adapters import mlflow_audit
 from veilset.adapters.dvc import git_commit
+from veilset.cli.project import where
 from veilset.console import say
 from veilset.files import sha256_file, write_json
 from veilset.settings import load_settings
@@ -29,11 +30,13 @@ def sync(
     state = _state(root)
     if if_changed and _recorded(root) == state:
         say("The MLflow record is up to date.")
+        where()
         return
     report = mlflow_audit.sync(root, log_originals=load_settings(root).data.log_originals)
     if (root / ".dvc").is_dir():
         write_json(root / _STAMP, _state(root))
     say(report.words)
+    where()
 
 
 @app.command()
