@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.stride = stride
         self.missing = width - channels
         changes = stride != 1 or channels != width
-        self.project = _projection(channels, width, stride) if changes and shortcut == "B" else None
+        self.project = _projection(channels, width) if changes and shortcut == "B" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, channels, H, W) to (N, width, ceil(H / stride), ceil(W / stride))."""
@@ -65,10 +65,10 @@ class Block(nn.Module):
         return functional.relu(y + self._skip(x))
 
     def _skip(self, x: Tensor) -> Tensor:
-        if self.project is not None:
-            return self.project(x)  # type: ignore[no-any-return]
         if self.stride != 1:
             x = x[:, :, :: self.stride, :: self.stride]
+        if self.project is not None:
+            return self.project(x)  # type: ignore[no-any-return]
         return functional.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
 
 
@@ -108,8 +108,11 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _projection(channels: int, width: int, stride: int) -> nn.Module:
-    conv = nn.Conv2d(channels, width, 1, stride, bias=False)
+def _projection(channels: int, width: int) -> nn.Module:
+    # Its input is subsampled already, which is what stride 2 would do: the backward pass of torch
+    # 2.15's strided 1x1 convolution writes beyond its memory on a CPU with two or more threads,
+    # in channels_last with fewer than 16 channels.
+    conv = nn.Conv2d(channels, width, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
