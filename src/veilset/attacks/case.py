@@ -248,8 +248,8 @@ def _links(drops: Sequence[Released]) -> pd.DataFrame:
 def _linked(drop: Released, split: str, links: pd.DataFrame) -> _Targets:
     """The released rows of one split of a drop, and their originals, in the order of the links."""
     public, private = ImageSet.open(drop.protected), ImageSet.open(drop.ingested)
-    shown = _find(public, split, links["published_id"])
-    source = _find(private, split, links["id"])
+    shown = find_rows(public, split, links["published_id"])
+    source = find_rows(private, split, links["id"])
     return _Targets(
         images=public.images(split, shown),
         labels=public.labels(split)[shown],
@@ -260,7 +260,7 @@ def _linked(drop: Released, split: str, links: pd.DataFrame) -> _Targets:
     )
 
 
-def _find(images: ImageSet, split: str, wanted: "pd.Series[str]") -> IntArray:
+def find_rows(images: ImageSet, split: str, wanted: "pd.Series[str]") -> IntArray:
     """The rows of these hex ids."""
     place = pd.Index([row.tobytes().hex() for row in images.ids(split)])
     rows: IntArray = place.get_indexer(pd.Index(wanted)).astype(np.int64)

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
+from veilset.attacks.case import find_rows
 from veilset.data.shards import ImageSet
 from veilset.files import read_table, write_bytes
 from veilset.report import pictures as sheets
@@ -38,5 +36,4 @@ def _first(project: Project, scheme: str, drop: str) -> Images:
     links = read_table(project.provenance(scheme, drop) / "links-train.parquet")
     wanted = links.sort_values("id")["published_id"].head(COUNT)
     public = ImageSet.open(project.protected(scheme, drop))
-    places = pd.Index([row.tobytes().hex() for row in public.ids("train")])
-    return public.images("train", places.get_indexer(pd.Index(wanted)).astype(np.int64))
+    return public.images("train", find_rows(public, "train", wanted))
