@@ -52,6 +52,7 @@ class Settings(Params):
     resources: Resources = Resources()
     ingest: dict[str, Any] = Field(default_factory=dict)
     check: dict[str, Any] = Field(default_factory=dict)
+    fit: dict[str, Any] = Field(default_factory=dict)
     schemes: tuple[str, ...] = Field(min_length=1)
     scheme: dict[str, dict[str, Any]] = Field(default_factory=dict)
     attacks: tuple[str, ...] = ()
@@ -114,12 +115,19 @@ class DropSettings(Params):
 
 
 class Drops(Params):
-    """All of `drops.yaml`: the order of the drops, and a block for each."""
+    """All of `drops.yaml`: the order of the drops, and a block for each.
+
+    Attributes:
+        names: All drops, in order.
+        fit: Those that schemes learn from. A drop that is not among them changes no transform.
+        drops: A block for each.
+    """
 
     names: tuple[str, ...] = Field(min_length=1)
+    fit: tuple[str, ...] = Field(min_length=1)
     drops: dict[str, DropSettings]
 
-    @field_validator("names")
+    @field_validator("names", "fit")
     @classmethod
     def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_names(names)
@@ -129,6 +137,9 @@ class Drops(Params):
         if set(self.names) != set(self.drops):
             odd = sorted(set(self.names) ^ set(self.drops))[0]
             raise ValueError(f"{odd!r} must be both in `names` and in `drops`")
+        unknown = [name for name in self.fit if name not in self.names]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is in `fit` but not in `names`")
         return self
 
 

@@ -13,6 +13,7 @@ import veilset.schemes
 from veilset.errors import ProtectionError, SettingsError
 from veilset.keys import Key
 from veilset.schemes.base import ArrayPool, Declaration, Scheme
+from veilset.schemes.fitted import Fitted
 from veilset.schemes.registry import SCHEMES, make_scheme, scheme_names
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
@@ -29,6 +30,13 @@ def batch(
         (np.arange(count) % 2).astype(np.int64),
         rng.integers(0, 256, (count, 16), dtype=np.uint8),
     )
+
+
+def learnt(name: str, value: float) -> Fitted:
+    """Something that a scheme of that name might have learnt."""
+    scheme = make_scheme(name, {}, "t")
+    arrays = {"weights": np.full(3, value)}
+    return Fitted(name, scheme.version, scheme.params.canonical(), arrays)
 
 
 # ------------------------------------------------------------------------------ the registry
@@ -115,10 +123,10 @@ def test_input_in_any_memory_layout_gives_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_records_are_plain_json_and_tell_the_parameters(name: str) -> None:
-    scheme = make_scheme(name, {}, "t", fitted_hash="ab")
+    scheme = make_scheme(name, {}, "t", fitted=learnt(name, 1))
     record = json.loads(json.dumps(scheme.record()))
     assert record["name"] == name
-    assert record["fitted_hash"] == "ab"
+    assert record["fitted_hash"] == learnt(name, 1).hash != ""
     assert record["parameters"] == json.loads(scheme.params.canonical())
     assert record["declaration"]["risk_notes"]
 
@@ -142,8 +150,9 @@ def test_wrong_input_is_refused(name: str, fault: str) -> None:
 
 
 def test_what_a_scheme_learnt_changes_its_stream() -> None:
-    streams = [make_scheme("plain", {}, "t", fitted_hash=h).stream(KEY) for h in ("", "a")]
-    assert streams[0] != streams[1]
+    fitted = [None, learnt("plain", 1), learnt("plain", 2)]
+    streams = [make_scheme("plain", {}, "t", fitted=each).stream(KEY) for each in fitted]
+    assert len({stream.secret for stream in streams}) == 3
 
 
 def test_labels_and_queries_exclude_each_other() -> None:

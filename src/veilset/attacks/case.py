@@ -5,7 +5,7 @@ they show other people. The targets are released images, drawn at random.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pandas as pd
 
 from veilset.attacks.base import Attacker, Case, Effort, Gallery, Release, Truth
 from veilset.data.shards import ImageSet
+from veilset.data.splits import first_seen
 from veilset.errors import CorruptError, SettingsError
 from veilset.files import read_table
 from veilset.keys import Key
@@ -276,7 +277,7 @@ def _gather(
     folders: Sequence[Path], split: str, limit: int, rng: np.random.Generator
 ) -> _Rows | None:
     """At most `limit` rows of a split over all drops, each id once; None where there are none."""
-    parts = list(_unseen(folders, split))
+    parts = _unseen(folders, split)
     total = sum(len(rows) for _, rows in parts)
     if total == 0:
         return None
@@ -294,17 +295,11 @@ def _gather(
     )
 
 
-def _unseen(folders: Sequence[Path], split: str) -> Iterator[tuple[ImageSet, IntArray]]:
+def _unseen(folders: Sequence[Path], split: str) -> list[tuple[ImageSet, IntArray]]:
     """Each set that has the split, with its rows whose id no earlier set has."""
-    seen: set[bytes] = set()
-    for folder in folders:
-        images = ImageSet.open(folder)
-        if split not in images.splits:
-            continue
-        ids = [row.tobytes() for row in images.ids(split)]
-        rows = [row for row, image_id in enumerate(ids) if image_id not in seen]
-        seen.update(ids)
-        yield images, np.array(rows, dtype=np.int64)
+    sets = [images for folder in folders if split in (images := ImageSet.open(folder)).splits]
+    kept = first_seen([images.ids(split) for images in sets]) if sets else []
+    return list(zip(sets, kept, strict=True))
 
 
 def _groups(images: ImageSet, split: str) -> Texts:

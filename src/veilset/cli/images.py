@@ -1,8 +1,9 @@
 """Commands on one folder, archive or table of images: protect, attack, verify, export."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -12,6 +13,9 @@ from veilset.console import progress, say, up_to
 from veilset.errors import KeyFileError, SettingsError, SourceError
 from veilset.keys import Key
 
+if TYPE_CHECKING:
+    from veilset.schemes.base import Scheme
+
 Format = Literal["arrow", "parquet", "imagefolder", "webdataset"]
 
 KeyFile = Annotated[
@@ -20,13 +24,57 @@ KeyFile = Annotated[
 IdsKeyFile = Annotated[
     Path | None, typer.Option(help="The secret for image ids; by default derived from the key file")
 ]
+Fitted = Annotated[
+    Path | None, typer.Option(help="What `veilset fit` wrote, for a scheme that learns")
+]
 DemoKey = Annotated[bool, typer.Option(help="Use the public demo key: protects from nobody")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to the program."""
-    for command in (protect, attack, verify, export):
+    for command in (fit, protect, attack, verify, export):
         app.command()(command)
+
+
+def fit(  # noqa: PLR0913
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Plain images to learn from, with classes")
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for what the scheme learns")],
+    *,
+    scheme: Annotated[str, typer.Option(help="Name of a scheme: see `veilset schemes`")],
+    settings: Annotated[
+        list[str], typer.Option("--set", help="A parameter of the scheme, key=value; repeatable")
+    ] = [],  # noqa: B006
+    ids_key_file: IdsKeyFile = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    limit: Annotated[int, typer.Option(min=8, help="Learn from at most so many images")] = 50_000,
+    workers: Annotated[int, typer.Option(min=1, max=256)] = 2,
+    size: Annotated[str, typer.Option(help="Height x width, e.g. 96x96 or 96; or auto")] = "auto",
+    channels: Annotated[str, typer.Option(help="1 (grey), 3 (colour), or auto")] = "auto",
+) -> None:
+    """Let a scheme learn from plain images; give OUTPUT to `veilset protect --fitted`."""
+    from veilset.schemes.fitted import save_fitted  # noqa: PLC0415
+    from veilset.schemes.registry import make_scheme  # noqa: PLC0415
+    from veilset.stages.fit import FitParams, device_of, read_lessons, words  # noqa: PLC0415
+
+    asked = FitParams.parse({"limit": limit, "device": device}, "fit")
+    chosen = make_scheme(scheme, _settings(settings), "--set", device=device_of(asked.device))
+    if not chosen.learns:
+        raise SettingsError(f"{scheme} learns nothing: `veilset protect` needs no --fitted for it.")
+    private = output.with_name(f"{output.name}-private")
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # The ids choose the roles alone; nothing that is written shows them.
+    ids_key = keys.DEMO_IDS_KEY if ids_key_file is None else keys.read_key_file(ids_key_file)
+    overrides = {"workers": workers, "shares": {"train": 0.85, "validation": 0.15, "test": 0,
+                                                "auxiliary": 0, "gallery": 0}}  # fmt: skip
+    _ingest(source, private, ids_key, overrides, size=size, channels=channels, strict=False)
+    with progress(f"fit {scheme}", None, "step") as advance:
+        lessons = read_lessons([private / "ingested"], asked.limit)
+        fitted = chosen.fit(lessons, up_to(advance))
+    save_fitted(output, fitted)
+    say(words(fitted))
+    say(f"Keep {output} and {private} to yourself: they were made from plain images.")
 
 
 def protect(  # noqa: PLR0913
@@ -39,6 +87,7 @@ def protect(  # noqa: PLR0913
     settings: Annotated[
         list[str], typer.Option("--set", help="A parameter of the scheme, key=value; repeatable")
     ] = [],  # noqa: B006
+    fitted: Fitted = None,
     key_file: KeyFile = None,
     ids_key_file: IdsKeyFile = None,
     demo_key: DemoKey = False,
@@ -57,9 +106,8 @@ def protect(  # noqa: PLR0913
     from veilset.data.export import export_set  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
     from veilset.schemes.protect import protect_set  # noqa: PLC0415
-    from veilset.schemes.registry import make_scheme  # noqa: PLC0415
 
-    chosen = make_scheme(scheme, _settings(settings), "--set")
+    chosen = _scheme(scheme, _settings(settings), "--set", fitted)
     key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
     private = private or output.with_name(f"{output.name}-private")
     _require_apart(output, private)
@@ -87,10 +135,11 @@ def protect(  # noqa: PLR0913
     say(f"Keep {private} to yourself: it holds originals, quarantine and provenance.")
 
 
-def attack(
+def attack(  # noqa: PLR0913
     release: Annotated[Path, typer.Argument(help="A protected set, as `veilset protect` made it")],
     *,
     originals: Annotated[str, typer.Option(help="The images that it was made from")],
+    fitted: Fitted = None,
     key_file: KeyFile = None,
     ids_key_file: IdsKeyFile = None,
     demo_key: DemoKey = False,
@@ -106,12 +155,12 @@ def attack(
     from veilset.attacks.registry import attack_names  # noqa: PLC0415
     from veilset.attacks.suite import run_suite  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
-    from veilset.schemes.registry import make_scheme  # noqa: PLC0415
     from veilset.stages.attack import show_progress, table  # noqa: PLC0415
 
     public = ImageSet.open(release)
     made_by = public.manifest.scheme or {}
-    scheme = make_scheme(str(made_by.get("name")), made_by.get("parameters", {}), str(release))
+    name, parameters = str(made_by.get("name")), made_by.get("parameters", {})
+    scheme = _scheme(name, parameters, str(release), fitted)
     key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
     output = output or release.with_name(f"{release.name}-attacks")
     _require_apart(release, output)
@@ -165,6 +214,22 @@ def export(
         )
     export_set(images, output, format, replace=replace)
     say(f"Wrote {sum(images.manifest.splits.values()):,} images as {format} into {output}.")
+
+
+def _scheme(
+    name: str, parameters: Mapping[str, Any], where: str, fitted: Path | None
+) -> "Scheme[Any]":
+    """A scheme ready to protect; parameters left out are those that it was fitted with."""
+    from veilset.schemes.fitted import load_fitted  # noqa: PLC0415
+    from veilset.schemes.registry import make_scheme  # noqa: PLC0415
+
+    found = None if fitted is None else load_fitted(fitted)
+    if found is not None and found.scheme == name:
+        parameters = {**json.loads(found.parameters), **parameters}
+    scheme = make_scheme(name, parameters, where, fitted=found)
+    if scheme.learns:
+        _ = scheme.learnt
+    return scheme
 
 
 def _settings(pairs: list[str]) -> Mapping[str, Any]:

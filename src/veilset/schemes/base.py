@@ -9,14 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from veilset.errors import ProtectionError
+from veilset.errors import ProtectionError, SettingsError
 from veilset.keys import Key
 from veilset.params import Params
+from veilset.schemes.fitted import Fitted, Lessons, Progress
 from veilset.schemes.randomness import Stream, derive_stream
 from veilset.types import Ids, Images, IntArray, Labels
 
@@ -131,14 +132,17 @@ class Protected:
 class Scheme(ABC, Generic[P]):
     """A protection scheme: parameters and `protect`.
 
-    Subclasses set the class variables, and implement `_protect` as a pure function.
+    Subclasses set the class variables, and implement `_protect` as a pure function. A scheme that
+    learns implements `_fit` as well, and finds what it learnt in `self.learnt`.
 
     Attributes:
         name: Its name in `params.yaml` and on the command line.
         title: Its name for people.
         version: Raised whenever the same input, parameters and key would give other bytes.
-        declares: What it says of itself.
+        declares: What it says of itself; an instance may say something weaker, where its
+            parameters ask for that.
         Parameters: The class of its parameters.
+        learns: It is fitted on plain images before it protects.
         uses_pool: It takes pixels of other images out of the pool; a few large batches then cost
             less than many small ones.
     """
@@ -146,14 +150,78 @@ class Scheme(ABC, Generic[P]):
     name: ClassVar[str]
     title: ClassVar[str]
     version: ClassVar[int]
-    declares: ClassVar[Declaration]
+    declares: Declaration
     Parameters: ClassVar[type[Params]]
+    learns: ClassVar[bool] = False
     uses_pool: ClassVar[bool] = False
 
-    def __init__(self, params: P | None = None, *, fitted_hash: str = "") -> None:
-        """Binds parameters (default: all defaults) and the hash of what `fit` learnt, if any."""
-        self.params: P = params if params is not None else self.Parameters()  # type: ignore[assignment]
-        self.fitted_hash = fitted_hash
+    def __init__(
+        self, params: P | None = None, *, fitted: Fitted | None = None, device: str = "cpu",
+        **values: Any,
+    ) -> None:  # fmt: skip
+        """Binds parameters, and what was learnt.
+
+        Args:
+            params: All parameters; by default, those in `values` and the defaults of the others.
+            fitted: What `fit` returned, for a scheme that learns.
+            device: Where networks run, as torch names it; others than `cpu` may differ by a grey
+                level.
+            **values: Parameters by name.
+
+        Raises:
+            SettingsError: A parameter is unknown or out of range, or `fitted` was learnt by another
+                scheme or with other parameters.
+        """
+        self.params: P = params or self.Parameters.parse(values, self.name)  # type: ignore[assignment]
+        self.device = device
+        self.fitted = fitted
+        if fitted is not None:
+            _require_own(self, fitted)
+
+    @property
+    def fitted_hash(self) -> str:
+        """The hash of what was learnt, "" if nothing."""
+        return "" if self.fitted is None else self.fitted.hash
+
+    @property
+    def learnt(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The arrays that `fit` learnt, by name.
+
+        Raises:
+            ProtectionError: The scheme was not fitted.
+        """
+        if self.fitted is None:
+            raise ProtectionError(
+                f"{self.name} learns from plain images before it protects any: fit it first "
+                "(`veilset fit`), and give what it learnt (`--fitted PATH`)."
+            )
+        return self.fitted.arrays
+
+    def fit(self, lessons: Lessons, progress: Progress | None = None) -> Fitted:
+        """Learns from plain images; for a scheme that learns nothing, an empty result.
+
+        Args:
+            lessons: Plain images of the owner.
+            progress: Called while it works, or None.
+
+        Returns:
+            The same for the same lessons, parameters and kind of device.
+
+        Raises:
+            ProtectionError: These images do not suffice to learn from.
+        """
+        arrays, facts = self._fit(lessons, progress) if self.learns else ({}, {})
+        return Fitted(self.name, self.version, self.params.canonical(), arrays, facts)
+
+    def with_fitted(self, fitted: Fitted) -> Self:
+        """The same scheme with what it learnt."""
+        return type(self)(self.params, fitted=fitted, device=self.device)
+
+    def _fit(
+        self, lessons: Lessons, progress: Progress | None
+    ) -> tuple[Mapping[str, npt.NDArray[Any]], Mapping[str, Any]]:
+        """Arrays and facts of `Fitted`; implemented by schemes that learn."""
+        raise NotImplementedError
 
     def stream(self, key: Key) -> Stream:
         """The keyed randomness of exactly this scheme, version, parameters and fitted model.
@@ -187,6 +255,8 @@ class Scheme(ABC, Generic[P]):
             ProtectionError: Wrong shapes or dtypes, or the scheme cannot protect these images.
         """
         _require(images, labels, ids)
+        if self.learns:
+            _ = self.learnt
         if pool is None:
             pool = _BatchPool(images, labels, ids)
         protected = self._protect(images, labels, ids, self.stream(key), pool)
@@ -234,8 +304,13 @@ class Scheme(ABC, Generic[P]):
             "version": self.version,
             "parameters": self.params.model_dump(mode="json"),
             "declaration": asdict(self.declares),
+            "facts": dict(self.facts()),
             "fitted_hash": self.fitted_hash,
         }
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the parameters amount to, as plain JSON and published: e.g. a privacy budget."""
+        return {}
 
     def refuse(self, labels: Labels) -> str | None:
         """Why a set with these labels cannot be protected, or None; asked before writing."""
@@ -246,6 +321,16 @@ class Scheme(ABC, Generic[P]):
         """log2 of the number of transforms of one (H, W, C) image; never a reason to pass."""
         del shape
         return None
+
+
+def _require_own(scheme: Scheme[Any], fitted: Fitted) -> None:
+    found = (fitted.scheme, fitted.version, fitted.parameters)
+    if found != (scheme.name, scheme.version, scheme.params.canonical()):
+        raise SettingsError(
+            f"what was learnt is for {fitted.scheme} version {fitted.version} with "
+            f"{fitted.parameters}, not for {scheme.name} version {scheme.version} with "
+            f"{scheme.params.canonical()}: fit it again."
+        )
 
 
 def _require(images: Images, labels: Labels, ids: Ids) -> None:

@@ -93,10 +93,8 @@ class PixelBlockMixing(Scheme[PixelBlockMixingParams]):
     Parameters = PixelBlockMixingParams
     uses_pool = True
 
-    def __init__(
-        self, params: PixelBlockMixingParams | None = None, *, fitted_hash: str = ""
-    ) -> None:
-        super().__init__(params, fitted_hash=fitted_hash)
+    def __init__(self, params: PixelBlockMixingParams | None = None, **values: Any) -> None:
+        super().__init__(params, **values)
         self._known: tuple[weakref.ref[Pool], _Classes] | None = None
         self._resolved: tuple[weakref.ref[Pool], Stream, int, IntArray] | None = None
 

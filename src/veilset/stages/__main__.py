@@ -9,7 +9,10 @@ from veilset.console import run_reporting_errors
 from veilset.errors import SettingsError
 from veilset.quiet import quiet
 
-STAGES = ("ingest", "check", "protect", "attack", "train", "evaluate", "gate", "report")
+STAGES = (
+    "ingest", "check", "fit_drops", "fit", "protect", "attack", "train", "evaluate", "gate",
+    "report",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ from veilset.attacks.suite import run_suite
 from veilset.console import progress, say
 from veilset.params import Params
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
-from veilset.stages.project import Project, block, existing, scheme_of
+from veilset.stages.project import Project, block, existing, fitted_scheme
 
 COMMON = "common"
 
@@ -47,7 +47,7 @@ def run(root: Path, scheme_name: str) -> None:
         if existing([project.protected(scheme_name, drop)])
     ]
     case = load_case(
-        drops, scheme_of(settings, scheme_name),
+        drops, fitted_scheme(project, settings, scheme_name),
         seed=common.seed, effort=common.effort, device=common.device,
     )  # fmt: skip
     chosen = {name: block(settings.attack, name) for name in settings.attacks}

@@ -7,6 +7,7 @@ from typing import Any
 
 from veilset.errors import SettingsError
 from veilset.schemes.base import Scheme
+from veilset.schemes.fitted import load_fitted
 from veilset.schemes.registry import make_scheme
 from veilset.settings import PARAMS_FILE, Settings
 
@@ -28,6 +29,14 @@ class Project:
     def checks(self, drop: str) -> Path:
         """What Great Expectations found in a drop's index."""
         return self.root / "data/checks" / drop
+
+    def fit_drops(self, drop: str) -> Path:
+        """Which version of a drop schemes learn from."""
+        return self.root / "data/fit_drops" / f"{drop}.json"
+
+    def fitted(self, scheme: str) -> Path:
+        """What a scheme learnt from plain images, if it learns. Private."""
+        return self.root / "data/fitted" / scheme
 
     def protected(self, scheme: str, drop: str) -> Path:
         """What may be released of a drop under a scheme."""
@@ -52,13 +61,25 @@ class Project:
 
 
 def scheme_of(settings: Settings, name: str) -> Scheme[Any]:
-    """The scheme behind a name in `params.yaml`.
+    """The scheme behind a name in `params.yaml`, without what it learnt.
 
     Raises:
         SettingsError: No such block, no such scheme, or a parameter is refused.
     """
     kind, values = settings.scheme_block(name)
     return make_scheme(kind, values, f"{PARAMS_FILE}: scheme.{name}")
+
+
+def fitted_scheme(project: Project, settings: Settings, name: str) -> Scheme[Any]:
+    """The scheme behind a name in `params.yaml`, ready to protect.
+
+    Raises:
+        SettingsError: No such block, no such scheme, or a parameter is refused.
+        ProtectionError: It learns, and was not fitted.
+        CorruptError: What it learnt was altered.
+    """
+    scheme = scheme_of(settings, name)
+    return scheme.with_fitted(load_fitted(project.fitted(name))) if scheme.learns else scheme
 
 
 def block(blocks: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -7,13 +7,13 @@ from veilset.data.shards import ImageSet
 from veilset.keys import project_key
 from veilset.schemes.protect import protect_set
 from veilset.settings import load_settings
-from veilset.stages.project import Project, scheme_of
+from veilset.stages.project import Project, fitted_scheme
 
 
 def run(root: Path, scheme_name: str, drop: str) -> None:
     """Writes `data/protected/<scheme>/<drop>/` and, private, `data/provenance/<scheme>/<drop>/`."""
     project, settings = Project(root), load_settings(root)
-    scheme = scheme_of(settings, scheme_name)
+    scheme = fitted_scheme(project, settings, scheme_name)
     key = project_key("protection", root)
     source = ImageSet.open(project.ingested(drop))
     total = sum(source.count(split) for split in source.splits)

@@ -10,6 +10,7 @@ from veilset.release.gate import GateParams
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
 from veilset.stages.attack import COMMON, CommonAttackParams
 from veilset.stages.evaluate import EvaluationParams
+from veilset.stages.fit import FitParams
 from veilset.stages.project import block, scheme_of
 from veilset.training.params import TrainingParams
 
@@ -23,6 +24,7 @@ def check_all(root: Path) -> str:
     settings, drops = load_settings(root), load_drops(root)
     IngestParams.parse(settings.ingest, f"{PARAMS_FILE}: ingest")
     CheckParams.parse(settings.check, f"{PARAMS_FILE}: check")
+    FitParams.parse(settings.fit, f"{PARAMS_FILE}: fit")
     TrainingParams.parse(settings.train, f"{PARAMS_FILE}: train")
     EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
     GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")

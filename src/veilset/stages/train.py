@@ -4,9 +4,10 @@ from pathlib import Path
 
 from veilset.console import progress
 from veilset.data.manifest import Manifest
+from veilset.data.splits import read_split
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
-from veilset.training.loader import Samples, read_split
+from veilset.training.loader import Samples
 from veilset.training.loop import Epoch, Subject, train
 from veilset.training.params import TrainingParams
 

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from veilset.data.manifest import Manifest
+from veilset.data.splits import read_split
 from veilset.errors import SourceError, TrainingError
 from veilset.files import write_json
 from veilset.metrics.statistics import CONFIDENCE, Interval, wilson
 from veilset.schemes.base import Declaration
 from veilset.training.device import DeviceName, choose_engine
 from veilset.training.differences import paired_difference, unpaired_difference
-from veilset.training.loader import read_split
 from veilset.training.saved import ModelCard
 from veilset.types import BoolArray, FloatArray, Ids, Images, IntArray, Labels
 
