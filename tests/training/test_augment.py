@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from small_sets import declaration, params
 
 from veilset.errors import TrainingError
-from veilset.training.augment import Moves, draw_moves, measure_normalisation, take
-from veilset.training.params import Augmentation, augmentation_for
+from veilset.models.augment import Augmentation, Moves, draw_moves, measure_normalisation, take
+from veilset.training.params import augmentation_for
 
 
 @given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([1, 3]), st.data())

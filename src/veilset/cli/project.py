@@ -148,7 +148,7 @@ def _version(package: str) -> str:
 
 
 def _device() -> Iterator[str]:
-    from veilset.training.device import choose_engine  # noqa: PLC0415
+    from veilset.models.device import choose_engine  # noqa: PLC0415
 
     engine = choose_engine("auto", "auto")
     yield f"{engine.device.type}, {engine.precision}, {os.cpu_count()} processors"

@@ -11,7 +11,7 @@ from veilset.files import read_table
 from veilset.params import Params
 from veilset.settings import PARAMS_FILE, Settings, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
-from veilset.training.device import DeviceName
+from veilset.models.device import DeviceName
 from veilset.training.evaluation import (
     BASELINE,
     Answers,

@@ -20,8 +20,8 @@ from veilset.data.splits import read_split
 from veilset.errors import SourceError, TrainingError
 from veilset.files import write_json
 from veilset.metrics.statistics import CONFIDENCE, Interval, wilson
+from veilset.models.device import DeviceName, choose_engine
 from veilset.schemes.base import Declaration
-from veilset.training.device import DeviceName, choose_engine
 from veilset.training.differences import paired_difference, unpaired_difference
 from veilset.training.saved import ModelCard
 from veilset.types import BoolArray, FloatArray, Ids, Images, IntArray, Labels

@@ -22,9 +22,8 @@ from torch.nn import functional
 
 from veilset.errors import TrainingError
 from veilset.files import json_text, staged_folder, write_json, write_text
-from veilset.models.registry import make_model
-from veilset.schemes.base import Declaration
-from veilset.training.augment import (
+from veilset.models.augment import (
+    Augmentation,
     Moves,
     Normalisation,
     draw_moves,
@@ -32,11 +31,13 @@ from veilset.training.augment import (
     normalise,
     take,
 )
+from veilset.models.device import Engine, choose_engine, device_name, kernels
+from veilset.models.optimiser import NesterovSgd
+from veilset.models.registry import make_model
+from veilset.schemes.base import Declaration
 from veilset.training.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
-from veilset.training.device import Engine, choose_engine, device_name, kernels
 from veilset.training.loader import Samples, check_samples
-from veilset.training.optimiser import NesterovSgd
-from veilset.training.params import Augmentation, TrainingParams, augmentation_for
+from veilset.training.params import TrainingParams, augmentation_for
 from veilset.training.saved import HISTORY, ModelCard, pack_weights, save_model
 
 FAILED = "failed.json"

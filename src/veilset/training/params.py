@@ -1,11 +1,11 @@
 """The knobs of a training, and how its images are augmented."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from veilset.errors import TrainingError
+from veilset.models.augment import Augmentation
 from veilset.params import Params
 from veilset.schemes.base import Declaration
 
@@ -49,19 +49,6 @@ class TrainingParams(Params):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     deterministic: bool = True
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are varied.
-
-    Attributes:
-        flip: Mirror half of them left to right.
-        crop: Largest shift in pixels, each way.
-    """
-
-    flip: bool
-    crop: int
 
 
 def augmentation_for(

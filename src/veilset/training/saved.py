@@ -14,9 +14,9 @@ from torch import nn
 
 from veilset.errors import CorruptError, SettingsError
 from veilset.files import write_bytes, write_json
+from veilset.models.augment import Normalisation
 from veilset.models.registry import make_model
 from veilset.params import Params
-from veilset.training.augment import Normalisation
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"

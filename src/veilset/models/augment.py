@@ -11,8 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veilset.training.params import Augmentation
 from veilset.types import Images
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    Attributes:
+        flip: Mirror half of them left to right.
+        crop: Largest shift in pixels, each way.
+    """
+
+    flip: bool
+    crop: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Moves:
     right: Tensor
     mirrored: Tensor
 
-    def at(self, part: slice) -> "Moves":
+    def at(self, part: slice | Tensor) -> "Moves":
         """The moves of some of the images."""
         return Moves(self.down[part], self.right[part], self.mirrored[part])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from veilset.errors import TrainingError
-from veilset.training.device import Engine, choose_engine, cpu_has_bf16, kernels
+from veilset.models.device import Engine, choose_engine, cpu_has_bf16, kernels
 
 CPU = Engine(torch.device("cpu"), "fp32")
 
@@ -33,14 +33,14 @@ def test_no_cpuinfo_means_no_bf16(tmp_path: Path) -> None:
 def test_auto_takes_bf16_only_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
 ) -> None:
-    monkeypatch.setattr("veilset.training.device.cpu_has_bf16", lambda: fast)
+    monkeypatch.setattr("veilset.models.device.cpu_has_bf16", lambda: fast)
     assert choose_engine("cpu").precision == precision
     assert choose_engine("cpu", "fp32").precision == "fp32"
 
 
 def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veilset.training.device.cpu_has_bf16", lambda: False)
-    monkeypatch.setattr("veilset.training.device.cuda_works", lambda: False)
+    monkeypatch.setattr("veilset.models.device.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("veilset.models.device.cuda_works", lambda: False)
     with pytest.raises(TrainingError, match="no CUDA device works here: use auto or cpu"):
         choose_engine("cuda")
     with pytest.raises(TrainingError, match="bf16, but this cpu lacks it"):

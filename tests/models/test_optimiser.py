@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from veilset.models.optimiser import NesterovSgd
 from veilset.models.registry import make_model
-from veilset.training.optimiser import NesterovSgd
 
 
 def _gradients(model: nn.Module, seed: int) -> None:
