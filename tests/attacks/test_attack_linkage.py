@@ -19,7 +19,11 @@ from attack_cases import (
 
 from veilset.attacks.base import AttackResult
 from veilset.attacks.features import (
+    RIDGES,
+    Batch,
     BlockVote,
+    Pairs,
+    _System,
     area_resize,
     features_for,
     protect_as_attacker,
@@ -132,3 +136,14 @@ def test_the_attacker_protects_under_fresh_keys_and_tunes_on_other_people() -> N
     fit, tuning = split_attacker(attacker, 0.3, 1000, rng)
     assert not set(groups[fit]) & set(groups[tuning])
     assert (fit ^ tuning).all()
+
+
+def test_a_penalty_below_rounding_is_passed_over_not_a_crash() -> None:
+    # Seen on 92x112 photographs: more columns than pairs, and normal equations in single precision
+    # that were not positive definite.
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 1), dtype=np.uint8)
+    pairs = Pairs(Batch(images, {}), images, np.arange(40))
+    system = _System.of(pairs, pairs, np.arange(256), bits=False)
+    rounded = replace(system, square=system.square - 0.5 * 40 * np.eye(256))
+    assert rounded.error(RIDGES[0]) == np.inf
+    assert np.isfinite(rounded.error(RIDGES[-1]))

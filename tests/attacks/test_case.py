@@ -19,19 +19,20 @@ from veilset.schemes.visualmixer import VisualMixer
 KEY = Key(bytes(range(32)))
 
 
-def part(count: int, rng: np.random.Generator) -> Part:
+def part(count: int, rng: np.random.Generator, persons: int = 0) -> Part:
     ids = rng.integers(0, 256, (count, 16), dtype=np.uint8)
     images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
-    groups = np.array([f"p{i % 3}" for i in range(count)], dtype=object)
+    named = [f"p{i % persons}" if persons else "" for i in range(count)]
+    groups = np.array(named, dtype=object)
     return ids, np.arange(count) % 2, images, {"group": groups}
 
 
-def drop(root: Path, scheme: Scheme, seed: int = 0, **counts: int) -> Released:
+def drop(root: Path, scheme: Scheme, seed: int = 0, persons: int = 0, **counts: int) -> Released:
     rng = np.random.default_rng(seed)
     places = Released(root / "ingested", root / "protected", root / "provenance")
     write_set(
         places.ingested, kind="ingested", dataset="t", classes=("a", "b"),
-        parts={split: part(count, rng) for split, count in counts.items()},
+        parts={split: part(count, rng, persons) for split, count in counts.items()},
     )  # fmt: skip
     source = ImageSet.open(places.ingested)
     protect_set(source, scheme, KEY, places.protected, places.provenance, dataset="t")
@@ -101,3 +102,20 @@ def test_where_all_is_released_the_attacker_owns_some_that_are_no_targets(tmp_pa
     assert (len(case.attacker.images), len(case.truth.ids)) == (10, 30)
     owned = {row.tobytes().hex() for row in case.attacker.ids}
     assert not owned & set(case.truth.ids)
+    assert case.attacker.gallery is None, "nobody is named, so nobody can be recognised"
+
+
+def test_persons_are_drawn_whole_and_half_of_their_photographs_are_the_gallery(
+    tmp_path: Path,
+) -> None:
+    places = drop(tmp_path, Plain(), train=40, persons=9)
+    public, private = ImageSet.open(places.protected), ImageSet.open(places.ingested)
+    case = case_from_originals(public, private, Plain(), KEY, seed=3, effort="quick")
+    gallery = case.attacker.gallery
+    assert gallery is not None
+    assert len(case.attacker.images) >= 10
+    assert len(case.attacker.images) + len(gallery.images) + len(case.truth.ids) == 40
+    assert not set(case.attacker.groups) & (set(case.truth.groups) | set(gallery.groups))
+    for name in set(case.truth.groups) | set(gallery.groups):
+        targets, known = (case.truth.groups == name).sum(), (gallery.groups == name).sum()
+        assert targets - known in (0, 1)

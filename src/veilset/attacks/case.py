@@ -21,7 +21,7 @@ from veilset.errors import CorruptError, SettingsError
 from veilset.files import read_table
 from veilset.keys import Key
 from veilset.schemes.base import Scheme
-from veilset.types import Columns, Ids, Images, IntArray, Labels
+from veilset.types import BoolArray, Columns, Ids, Images, IntArray, Labels
 
 Texts = npt.NDArray[Any]
 
@@ -116,7 +116,9 @@ def case_from_originals(
     """The case of a release whose originals and key are at hand, outside a pipeline.
 
     Originals that were not released are the attacker's. Where there are fewer than a quarter of
-    them, a quarter of all is drawn for her, and what was released of those is no target.
+    them, a quarter of all is drawn for her, and what was released of those is no target. Persons
+    are drawn whole: she trains on other people. Half of the photographs of each person who is left
+    are the gallery in her hands, and the rest are targets.
 
     Args:
         release: The protected set.
@@ -146,9 +148,9 @@ def case_from_originals(
         )
     auxiliary = ~released
     if auxiliary.sum() * 4 < len(released):
-        auxiliary = np.zeros(len(released), dtype=bool)
-        auxiliary[rng.choice(len(released), max(1, len(released) // 4), replace=False)] = True
-    rows = np.flatnonzero(released & ~auxiliary)[:MAX_TARGETS]
+        auxiliary = _drawn_share(plain.groups, len(released) // 4, rng)
+    gallery = _half_of_each(plain.groups, released & ~auxiliary, rng)
+    rows = np.flatnonzero(released & ~auxiliary & ~gallery)[:MAX_TARGETS]
     shown = [places[published[row]] for row in rows]
     own = np.flatnonzero(auxiliary)
     return Case(
@@ -156,13 +158,39 @@ def case_from_originals(
         attacker=Attacker(
             images=plain.images[own], labels=plain.labels[own], ids=plain.ids[own],
             groups=plain.groups[own], key=attacker_key(seed), seed=seed, device=device,
-            effort=effort,
+            effort=effort, gallery=_gallery(plain, np.flatnonzero(gallery)),
         ),
         truth=Truth(
             originals=plain.images[rows], groups=plain.groups[rows],
             ids=np.array([plain.ids[row].tobytes().hex() for row in rows], dtype=object),
         ),
     )  # fmt: skip
+
+
+def _drawn_share(groups: Texts, wanted: int, rng: np.random.Generator) -> BoolArray:
+    """Marks at least `wanted` rows (one at the least), whole groups at a time."""
+    alone = np.array([f"row {row}" for row in range(len(groups))], dtype=object)
+    _, member = np.unique(np.where(groups == "", alone, groups).astype(str), return_inverse=True)
+    sizes = np.bincount(member)
+    order = rng.permutation(len(sizes))
+    needed = int(np.searchsorted(np.cumsum(sizes[order]), max(1, wanted))) + 1
+    drawn: BoolArray = np.isin(member, order[:needed])
+    return drawn
+
+
+def _half_of_each(groups: Texts, rows: BoolArray, rng: np.random.Generator) -> BoolArray:
+    """Marks half, rounded down, of each named group's rows among these."""
+    marked = np.zeros(len(groups), dtype=np.bool_)
+    for name in sorted(set(groups[rows]) - {""}):
+        own = np.flatnonzero(rows & (groups == name))
+        marked[rng.choice(own, len(own) // 2, replace=False)] = True
+    return marked
+
+
+def _gallery(plain: _Rows, rows: IntArray) -> Gallery | None:
+    if len(rows) == 0:
+        return None
+    return Gallery(images=plain.images[rows], labels=plain.labels[rows], groups=plain.groups[rows])
 
 
 def _everything(images: ImageSet, rng: np.random.Generator) -> _Rows:

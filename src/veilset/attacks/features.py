@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.ndimage import gaussian_filter1d
 
 from veilset.attacks.base import Attacker
@@ -522,8 +522,12 @@ class _System:
         return np.asarray(solved / self.scale[:, None])
 
     def error(self, ridge: float) -> float:
-        """Mean squared error of the tuning part's thumbnails."""
-        made = self.unseen @ self.weights(ridge, self.small[0])
+        """Mean squared error of the tuning part's thumbnails; infinite where it has no solution."""
+        try:
+            made = self.unseen @ self.weights(ridge, self.small[0])
+        except LinAlgError:
+            # More columns than pairs, and a penalty below what single precision resolves.
+            return float("inf")
         return float(((made - self.small[1]) ** 2).mean())
 
 
