@@ -72,7 +72,9 @@ def test_a_missing_file_and_bad_yaml_are_one_sentence(tmp_path: Path) -> None:
 
 def test_a_drop_is_named_and_described_or_refused(tmp_path: Path) -> None:
     write(
-        tmp_path, {"names": ["a", "b"], "fit": ["a"], "drops": {"a": {"path": "x"}}}, "drops.yaml"
+        tmp_path,
+        {"names": ["a", "b"], "fit_drops": ["a"], "drops": {"a": {"path": "x"}}},
+        "drops.yaml",
     )
     with pytest.raises(SettingsError, match="'b' must be both"):
         load_drops(tmp_path)

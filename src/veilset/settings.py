@@ -119,15 +119,15 @@ class Drops(Params):
 
     Attributes:
         names: All drops, in order.
-        fit: Those that schemes learn from. A drop that is not among them changes no transform.
+        fit_drops: Those that schemes learn from; any other changes no transform.
         drops: A block for each.
     """
 
     names: tuple[str, ...] = Field(min_length=1)
-    fit: tuple[str, ...] = Field(min_length=1)
+    fit_drops: tuple[str, ...] = Field(min_length=1)
     drops: dict[str, DropSettings]
 
-    @field_validator("names", "fit")
+    @field_validator("names", "fit_drops")
     @classmethod
     def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_names(names)
@@ -137,9 +137,9 @@ class Drops(Params):
         if set(self.names) != set(self.drops):
             odd = sorted(set(self.names) ^ set(self.drops))[0]
             raise ValueError(f"{odd!r} must be both in `names` and in `drops`")
-        unknown = [name for name in self.fit if name not in self.names]
+        unknown = [name for name in self.fit_drops if name not in self.names]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is in `fit` but not in `names`")
+            raise ValueError(f"{unknown[0]!r} is in `fit_drops` but not in `names`")
         return self
 
 

@@ -39,7 +39,7 @@ def test_one_protect_stage_a_scheme_and_drop(reproduced: SmallProject) -> None:
     listed = reproduced.run("dvc", "stage", "list", "--name-only").stdout.split()
     for scheme in reproduced.read("params.yaml")["schemes"]:
         assert f"protect@{scheme}-digits" in listed
-    assert len(listed) <= 25
+    assert len(listed) <= 6 + 3 * 4, "start-up is most of the time of small stages"
 
 
 def test_a_second_run_does_nothing(reproduced: SmallProject) -> None:
@@ -99,7 +99,10 @@ def test_a_changed_scheme_reruns_only_its_own_stages(project: SmallProject) -> N
     blocks = project.read("params.yaml")["scheme"]
     project.change("params.yaml", scheme={**blocks, "visualmixer": {"region_px": 8, "n": 4}})
     ran = project.repro()
-    own = {"protect@visualmixer-digits", "attack@visualmixer", "train@visualmixer-small_cnn"}
+    own = {
+        "fit@visualmixer", "protect@visualmixer-digits", "attack@visualmixer",
+        "train@visualmixer-small_cnn",
+    }  # fmt: skip
     assert own <= set(ran) <= own | READ_ALL
 
 
@@ -121,6 +124,7 @@ def test_a_new_drop_reruns_only_what_reads_it(project: SmallProject) -> None:
     before = (project.root / "data/protected/visualmixer/digits/manifest.json").stat().st_ino
     ran = set(project.repro())
     assert not {stage for stage in ran if stage.endswith("digits") and "@" in stage}
+    assert not {stage for stage in ran if stage.startswith("fit")}, "it is not learnt from"
     assert {"ingest@second", "check@second", "protect@visualmixer-second"} <= ran
     after = (project.root / "data/protected/visualmixer/digits/manifest.json").stat().st_ino
     assert before == after, "the old drop was not touched"

@@ -239,7 +239,7 @@ def _lock_tags(place: Workspace, stage: StageRecord) -> dict[str, str]:
 def item_names(stage: StageRecord) -> dict[str, str]:
     """Scheme, drop and model of a stage, as far as its name tells them."""
     first, _, second = stage.item.partition("-")
-    if stage.kind in ("ingest", "check"):
+    if stage.kind in ("ingest", "check", "fit_drops"):
         return {"drop": stage.item}
     if stage.kind in ("attack", "fit"):
         return {"scheme": stage.item}
@@ -423,6 +423,17 @@ def _attach(place: Workspace, stage: StageRecord, name: str, draft: _Draft) -> N
         draft.evidence.append(Evidence(name, path))
 
 
+def _read_fit(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
+    card = _load(place, stage, "fitted.json")
+    # What was learnt stays private; how well is for the record.
+    draft.tags["veilset.fitted_hash"] = str(card.get("hash", ""))
+    for key, value in (card.get("facts") or {}).items():
+        if is_number(value):
+            draft.number(f"fit/{key}", value)
+        else:
+            draft.tags[f"veilset.fit.{key}"] = str(value)
+
+
 def _read_attack(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
     document = _load(place, stage, "results.json")
     for result in document.get("results", []):
@@ -521,6 +532,7 @@ def _read_report(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
 _READERS: Final = {
     "ingest": _read_ingest,
     "check": _read_check,
+    "fit": _read_fit,
     "protect": _read_manifest,
     "attack": _read_attack,
     "train": _read_train,

@@ -8,10 +8,11 @@ import numpy as np
 
 from veilset.console import progress
 from veilset.files import read_table
+from veilset.models.device import DeviceName
+from veilset.models.registry import architecture
 from veilset.params import Params
 from veilset.settings import PARAMS_FILE, Settings, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
-from veilset.models.device import DeviceName
 from veilset.training.evaluation import (
     BASELINE,
     Answers,
@@ -69,16 +70,17 @@ def _answers(
     scheme, model_name = names
     declares = scheme_of(settings, scheme).declares
     model, card = load_model(project.model(scheme, model_name))
+    masks = architecture(card.architecture).reads_mask
     for test_on in test_sets(declares):
         folders = [
             project.ingested(drop) if test_on == "plain" else project.protected(scheme, drop)
             for drop in drops
         ]
-        ids, labels, images = read_test_set(declares, test_on, existing(folders))
+        ids, tested = read_test_set(declares, test_on, existing(folders), masks=masks)
         if test_on == "protected":
             ids = _source_ids(project, scheme, drops, ids)
-        logits = predict(model, card, images, device=params.device)
-        yield test_on, (card, Answers(logits, labels, ids))
+        logits = predict(model, card, tested.images, tested.mask, device=params.device)
+        yield test_on, (card, Answers(logits, tested.labels, ids))
 
 
 def _source_ids(project: Project, scheme: str, drops: tuple[str, ...], published: Ids) -> Ids:

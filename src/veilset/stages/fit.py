@@ -37,7 +37,7 @@ def run(root: Path, scheme_name: str) -> None:
         nothing = Fitted(scheme.name, scheme.version, scheme.params.canonical())
         save_fitted(project.fitted(scheme_name), nothing)
         return
-    folders = [project.ingested(drop) for drop in load_drops(root).fit]
+    folders = [project.ingested(drop) for drop in load_drops(root).fit_drops]
     scheme.device = device_of(params.device)
     with progress(f"fit {scheme_name}", None, "step") as advance:
         fitted = scheme.fit(read_lessons(folders, params.limit), up_to(advance))

@@ -1,7 +1,7 @@
 """Stage `fit_drops`: names the version of a drop that schemes learn from.
 
 The stage `fit` depends on the folder of these files rather than on all ingested drops: a new drop
-changes no transform unless `drops.yaml` lists it under `fit`.
+changes no transform unless `drops.yaml` lists it under `fit_drops`.
 """
 
 from pathlib import Path
