@@ -164,10 +164,12 @@ def region_sizes(scheme: Scheme[Any] | None) -> set[int]:
         return set()
     marks = ("region", "block", "cell", "patch", "tile")
     values = scheme.params.model_dump()
-    return {
+    steps: tuple[Scheme[Any], ...] = getattr(scheme, "steps", ())
+    own = {
         value for name, value in values.items()
         if any(mark in name for mark in marks) and type(value) is int and value >= 2
     }  # fmt: skip
+    return own.union(*(region_sizes(step) for step in steps))
 
 
 # --- Measures: two sets of planes -> distances ------------------------------------------------

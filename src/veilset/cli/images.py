@@ -155,12 +155,13 @@ def attack(  # noqa: PLR0913
     from veilset.attacks.registry import attack_names  # noqa: PLC0415
     from veilset.attacks.suite import run_suite  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.schemes.fitted import load_fitted  # noqa: PLC0415
+    from veilset.schemes.registry import scheme_of_record  # noqa: PLC0415
     from veilset.stages.attack import show_progress, table  # noqa: PLC0415
 
     public = ImageSet.open(release)
-    made_by = public.manifest.scheme or {}
-    name, parameters = str(made_by.get("name")), made_by.get("parameters", {})
-    scheme = _scheme(name, parameters, str(release), fitted)
+    learnt = None if fitted is None else load_fitted(fitted)
+    scheme = scheme_of_record(public.manifest.scheme or {}, str(release), fitted=learnt)
     key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
     output = output or release.with_name(f"{release.name}-attacks")
     _require_apart(release, output)

@@ -1,7 +1,9 @@
 """Splits over several drops, read as one; an image that came in several drops counts once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,56 @@ def read_split(
         SourceError: No set has the split, or shapes or classes differ between the sets.
         CorruptError: Stored bytes disagree with their hashes.
     """
+    rows = _choose(folders, split, limit)
+    labels = [part.labels(split)[kept] for part, kept in zip(rows.parts, rows.kept, strict=True)]
+    return rows.ids[rows.order], np.concatenate(labels)[rows.order], _gather(rows, split)
+
+
+def read_column(
+    folders: Sequence[Path], split: str, name: str, limit: int | None = None
+) -> npt.NDArray[Any] | None:
+    """Reads a further column of the rows that `read_split` returns, in the same order.
+
+    Args:
+        folders: As for `read_split`.
+        split: As for `read_split`.
+        name: The column's name.
+        limit: As for `read_split`.
+
+    Returns:
+        An array of N rows; None where no set has such a column.
+
+    Raises:
+        SourceError: As `read_split`, or only some of the sets have the column.
+        CorruptError: Stored bytes disagree with their hashes.
+    """
+    rows = _choose(folders, split, limit)
+    lacking = [part.folder for part in rows.parts if name not in part.manifest.columns]
+    if len(lacking) == len(rows.parts):
+        return None
+    if lacking:
+        raise SourceError(
+            f"{lacking[0]} has no column {name!r}, but other drops have: protect all drops with "
+            "the same settings."
+        )
+    values = [
+        part.column(split, name)[kept] for part, kept in zip(rows.parts, rows.kept, strict=True)
+    ]
+    found: npt.NDArray[Any] = np.concatenate(values)[rows.order]
+    return found
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which rows of which sets are read, and the order that sorts them by id once joined."""
+
+    parts: Sequence[ImageSet]
+    kept: Sequence[IntArray]
+    ids: Ids
+    order: npt.NDArray[np.intp]
+
+
+def _choose(folders: Sequence[Path], split: str, limit: int | None) -> _Chosen:
     sets = [ImageSet.open(folder) for folder in folders]
     _require_alike(sets)
     parts = [part for part in sets if split in part.splits and part.count(split) > 0]
@@ -44,12 +96,7 @@ def read_split(
     if limit is not None:
         kept = _smallest([part.ids(split) for part in parts], kept, limit)
     ids = np.concatenate([part.ids(split)[rows] for part, rows in zip(parts, kept, strict=True)])
-    labels = np.concatenate(
-        [part.labels(split)[rows] for part, rows in zip(parts, kept, strict=True)]
-    )
-    order = np.lexsort(ids.T[::-1])
-    images = _gather(parts, kept, split, order)
-    return ids[order], labels[order], images
+    return _Chosen(parts, kept, ids, np.lexsort(ids.T[::-1]))
 
 
 def _require_alike(sets: Sequence[ImageSet]) -> None:
@@ -83,15 +130,14 @@ def _smallest(ids: Sequence[Ids], kept: Sequence[IntArray], limit: int) -> list[
     return [rows[part] for rows, part in zip(kept, np.split(chosen, cuts), strict=True)]
 
 
-def _gather(
-    parts: Sequence[ImageSet], kept: Sequence[IntArray], split: str, order: npt.NDArray[np.intp]
-) -> Images:
+def _gather(chosen: _Chosen, split: str) -> Images:
     """Reads the kept rows straight into their places."""
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    images: Images = np.empty((len(order), *parts[0].shape), dtype=np.uint8)
+    count = len(chosen.order)
+    place = np.empty(count, dtype=np.int64)
+    place[chosen.order] = np.arange(count)
+    images: Images = np.empty((count, *chosen.parts[0].shape), dtype=np.uint8)
     done = 0
-    for part, rows in zip(parts, kept, strict=True):
+    for part, rows in zip(chosen.parts, chosen.kept, strict=True):
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             images[place[done : done + len(batch)]] = part.images(split, batch)

@@ -96,6 +96,7 @@ class _BatchPool:
     """A batch as its own pool; sorts only if it is used, and copies no image before it is taken."""
 
     def __init__(self, images: Images, labels: Labels, ids: Ids) -> None:
+        """Binds a batch, in any order."""
         self._images, self._labels, self._ids = images, labels, ids
 
     @cached_property
@@ -104,13 +105,16 @@ class _BatchPool:
 
     @cached_property
     def ids(self) -> Ids:
+        """Ids in ascending order, uint8 (N, 16)."""
         return self._ids[self._order]
 
     @cached_property
     def labels(self) -> Labels:
+        """Labels in the order of the ids, int64 (N,)."""
         return self._labels[self._order]
 
     def take(self, rows: IntArray) -> Images:
+        """The images of these rows, uint8 (len(rows), H, W, C)."""
         return self._images[self._order[rows]]
 
 
@@ -148,12 +152,12 @@ class Scheme(ABC, Generic[P]):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    title: str
     version: ClassVar[int]
     declares: Declaration
     Parameters: ClassVar[type[Params]]
-    learns: ClassVar[bool] = False
-    uses_pool: ClassVar[bool] = False
+    learns: bool = False
+    uses_pool: bool = False
 
     def __init__(
         self, params: P | None = None, *, fitted: Fitted | None = None, device: str = "cpu",
@@ -233,6 +237,12 @@ class Scheme(ABC, Generic[P]):
             key, scheme=self.name, version=self.version,
             parameters=self.params.canonical(), fitted_hash=self.fitted_hash,
         )  # fmt: skip
+
+    def __call__(self, images: Any, **how: Any) -> Any:
+        """Protects a NumPy or torch batch: see `veilset.schemes.transform.protect_batch`."""
+        from veilset.schemes.transform import protect_batch  # noqa: PLC0415 - needs torchvision
+
+        return protect_batch(self, images, **how)
 
     def protect(
         self, images: Images, labels: Labels, ids: Ids, key: Key, pool: Pool | None = None

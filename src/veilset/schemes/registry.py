@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import veilset.schemes
+from veilset.errors import SettingsError
 from veilset.registry import Registry
 from veilset.schemes.base import Scheme
 from veilset.schemes.fitted import Fitted
 
-_FRAME: Final = frozenset({"base", "fitted", "protect", "randomness", "registry"})
+_FRAME: Final = frozenset({"base", "fitted", "protect", "randomness", "registry", "transform"})
 
 SCHEMES: Final[Registry[type[Scheme[Any]]]] = Registry(veilset.schemes, Scheme, _FRAME, "scheme")
 """Every scheme's class by its name."""
@@ -38,3 +39,27 @@ def make_scheme(
     """
     scheme = SCHEMES.find(kind, where)
     return scheme(scheme.Parameters.parse(values, where), fitted=fitted, device=device)
+
+
+def scheme_of_record(
+    record: Mapping[str, Any], where: str, *, fitted: Fitted | None = None
+) -> Scheme[Any]:
+    """The scheme that a manifest names.
+
+    Args:
+        record: What `Scheme.record` returned.
+        where: The place of the manifest, for messages.
+        fitted: What the scheme learnt, for schemes that learn.
+
+    Raises:
+        SettingsError: No such scheme here, a parameter is refused, or this version of it makes
+            other bytes than the one that made the release.
+    """
+    name = str(record.get("name"))
+    scheme = make_scheme(name, record.get("parameters", {}), where, fitted=fitted)
+    if record.get("version") != scheme.version:
+        raise SettingsError(
+            f"{where} was made by version {record.get('version')} of {name}, and this is version "
+            f"{scheme.version}: use the release of Veilset that made it."
+        )
+    return scheme
