@@ -11,6 +11,7 @@ import yaml
 from veilset import keys
 from veilset.console import progress, say, up_to
 from veilset.errors import KeyFileError, SettingsError, SourceError
+from veilset.files import read_table
 from veilset.keys import Key
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ DemoKey = Annotated[bool, typer.Option(help="Use the public demo key: protects f
 
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to the program."""
-    for command in (fit, protect, attack, verify, export):
+    for command in (fit, protect, attack, verify, export, ledger):
         app.command()(command)
 
 
@@ -98,6 +99,9 @@ def protect(  # noqa: PLR0913
     private: Annotated[
         Path | None, typer.Option(help="For what must stay with you; by default OUTPUT-private")
     ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Enter the privacy budget that this release spends here")
+    ] = None,
     strict: Annotated[
         bool, typer.Option(help="Exit with an error if any file was quarantined")
     ] = False,
@@ -105,9 +109,12 @@ def protect(  # noqa: PLR0913
     """Protect images by a scheme. OUTPUT may be given away; OUTPUT-private must stay with you."""
     from veilset.data.export import export_set  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.release.ledger import budget, spend  # noqa: PLC0415
     from veilset.schemes.protect import protect_set  # noqa: PLC0415
 
     chosen = _scheme(scheme, _settings(settings), "--set", fitted)
+    if ledger is not None and budget(chosen.record()) is None:
+        raise SettingsError(f"{scheme} guarantees nothing, so --ledger has nothing to enter.")
     key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
     private = private or output.with_name(f"{output.name}-private")
     _require_apart(output, private)
@@ -132,6 +139,11 @@ def protect(  # noqa: PLR0913
             f"{held_back:,} test images stay unprotected with you: {scheme} does not protect "
             "queries, so models are tested on plain images."
         )
+    if ledger is not None:
+        links = sorted((private / "provenance").glob("links-*.parquet"))
+        ids = [str(name) for path in links for name in read_table(path)["id"]]
+        for spent in spend(ledger, manifest.root, chosen.record(), ids).values():
+            say(f"Ledger {ledger}: {spent.words()}.")
     say(f"Keep {private} to yourself: it holds originals, quarantine and provenance.")
 
 
@@ -215,6 +227,18 @@ def export(
         )
     export_set(images, output, format, replace=replace)
     say(f"Wrote {sum(images.manifest.splits.values()):,} images as {format} into {output}.")
+
+
+def ledger(
+    path: Annotated[Path, typer.Argument(metavar="LEDGER", help="What `--ledger` wrote")],
+) -> None:
+    """Say how much privacy budget images have spent over all releases."""
+    from veilset.release.ledger import read, totals  # noqa: PLC0415
+
+    if not path.is_file():
+        raise SourceError(f"{path} is no ledger: give what `veilset protect --ledger` wrote.")
+    for spent in totals(read(path)).values():
+        say(f"{spent.words()}.")
 
 
 def _scheme(

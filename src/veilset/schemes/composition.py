@@ -99,6 +99,10 @@ class Composition(Scheme[CompositionParams]):
         """The composition with the record of each step."""
         return {**super().record(), "steps": [step.record() for step in self.steps]}
 
+    def facts(self) -> Mapping[str, Any]:
+        """Those of the first step, whose budget remains: the others see only its output."""
+        return self.steps[0].facts()
+
     def refuse(self, labels: Labels) -> str | None:
         """The first reason of a step."""
         reasons = (step.refuse(labels) for step in self.steps)
