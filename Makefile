@@ -1,13 +1,13 @@
 # Veilset: `make repro` and `make test` are all a new user needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow test test-slow check format ui lock clean
+.PHONY: help setup repro flow test test-slow bench check format ui lock clean
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& echo $$p && break; done)
 UV := .uv/bin/uv
 BIN := .venv/bin
-SOURCES := src flows tests
+SOURCES := src flows tests benchmarks studies
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:  ## Say what can be made
@@ -27,6 +27,9 @@ test: setup  ## Run the tests (minutes)
 
 test-slow: setup  ## Run the long tests (kills, large sets)
 	@$(BIN)/pytest -m slow --timeout=3600
+
+bench: setup  ## Measure speed as ratios within one run; results in benchmarks/results
+	@$(BIN)/python -m benchmarks.schemes
 
 check: setup  ## ruff, mypy and import-linter
 	@$(BIN)/ruff format --check $(SOURCES)
