@@ -24,12 +24,12 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import isqrt
-from typing import Final, ParamSpec, TypeVar, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from veilset.compiled import compiled
 from veilset.schemes.randomness import Stream
 from veilset.types import Ids, IntArray
 
@@ -54,17 +54,6 @@ _LANE_BITS: Final = 32
 _GUARD_BITS: Final = 24
 MAX_WIDE_BITS: Final = 4096
 """More bits than this for one digit are refused."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compiles with numba, cached on disk and without the interpreter's lock, and keeps the type.
-
-    A cached kernel must call no kernel of another file: numba would not notice that it changed.
-    """
-    return cast(Callable[P, R], njit(cache=True, nogil=True)(function))
 
 
 def exact(value: float) -> Fraction:

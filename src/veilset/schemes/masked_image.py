@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from veilset.compiled import compiled
 from veilset.params import Params
 from veilset.schemes._discrete_laplace import (
     UNIT,
     ByteLaws,
     WideNoise,
     budget,
-    compiled,
     exact,
     laplace_law,
     noise_channel,
