@@ -116,3 +116,12 @@ def test_wrong_images_are_refused(bad: np.ndarray) -> None:
             measure(bad)
     with pytest.raises(ValueError, match="window"):
         vfe_released(np.zeros((1, 4, 4, 1), np.uint8), 0)
+
+
+def test_very_tall_images_do_not_overflow() -> None:
+    # More rows than squares of which fit 32 bits: each pair of neighbours differs by 255.
+    board = (np.indices((40_000, 3)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, :, :, None]
+    sums, pairs = vfe_valid_sums(board)
+    assert sums[0, 0] == pairs * 255 * 255
+    white = np.full((1, 40_000, 1, 1), 255, dtype=np.uint8)
+    assert vfe_released_sums(white, 40_000)[0][0] == 40_001 * 255 * 255

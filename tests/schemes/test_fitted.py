@@ -42,7 +42,7 @@ class Shift(Scheme[ShiftParams]):
         if progress is not None:
             progress(1, 1)
         mean = np.array([round(float(lessons.images.mean()))], np.uint8)
-        return {"mean": mean}, {"images": len(lessons.images)}
+        return {"mean": mean, "steps": np.array(7)}, {"images": len(lessons.images)}
 
     def _protect(
         self, images: Images, labels: Labels, ids: Ids, stream: Stream, pool: Pool
@@ -74,7 +74,7 @@ def test_what_was_learnt_survives_the_disk_and_decides_the_stream(tmp_path: Path
     assert back == replace(fitted, arrays=back.arrays)
     assert back.hash == fitted.hash
     assert Shift(more=2, fitted=back).record()["fitted_hash"] == fitted.hash
-    other = replace(fitted, arrays={"mean": fitted.arrays["mean"] + 1})
+    other = replace(fitted, arrays={**fitted.arrays, "mean": fitted.arrays["mean"] + 1})
     one, two = (Shift(more=2, fitted=each).stream(KEY) for each in (fitted, other))
     assert one.secret != two.secret
     save_fitted(tmp_path / "f", other)

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from veilset.errors import ProtectionError, SettingsError
 from veilset.keys import Key
 from veilset.metrics.vfe import vfe_released
+from veilset.schemes._regions import Grid, block_side, sides
 from veilset.schemes.registry import make_scheme
-from veilset.schemes.visualmixer import (
-    VisualMixer,
-    VisualMixerParams,
-    _block_side,
-    _sides,
-    _spans,
-    _tiles,
-)
+from veilset.schemes.visualmixer import VisualMixer, VisualMixerParams
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
 
@@ -44,6 +38,11 @@ def counted(count: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.nda
     return np.stack([image] * count), labels, ids
 
 
+def spans(length: int, region: int) -> list[slice]:
+    ends = np.cumsum(sides(length, region)).tolist()
+    return [slice(low, high) for low, high in zip([0, *ends], ends, strict=False)]
+
+
 SHAPES = st.tuples(st.integers(8, 61), st.integers(8, 61), st.sampled_from([1, 3]))
 SETTINGS = st.integers(2, 40).flatmap(
     lambda r: st.fixed_dictionaries(
@@ -61,8 +60,8 @@ def test_each_region_keeps_its_values_in_each_channel_and_the_key_undoes_it(
     images[0] //= 64  # a darker, smoother one, with another row of the table
     scheme = mixer(**values)
     result = scheme.protect(images, labels, ids, KEY)
-    for high in _spans(shape[0], values["region_px"]):
-        for wide in _spans(shape[1], values["region_px"]):
+    for high in spans(shape[0], values["region_px"]):
+        for wide in spans(shape[1], values["region_px"]):
             before, after = (
                 np.sort(a[:, high, wide].reshape(count, -1, shape[2]), axis=1)
                 for a in (images, result.images)
@@ -89,11 +88,11 @@ def test_no_image_depends_on_its_batch(values: dict[str, Any], count: int, seed:
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 512), st.integers(2, 300))
 def test_regions_cover_a_side_and_none_is_narrow(length: int, region: int) -> None:
-    sides = _sides(length, region)
-    assert sum(sides) == length
-    assert set(sides[:-1]) <= {region}
-    assert len(sides) == 1 or 2 * sides[-1] >= region
-    assert 2 * sides[-1] < 3 * region or length < region
+    found = sides(length, region)
+    assert sum(found) == length
+    assert set(found[:-1]) <= {region}
+    assert len(found) == 1 or 2 * found[-1] >= region
+    assert 2 * found[-1] < 3 * region or length < region
 
 
 @settings(deadline=None, max_examples=100)
@@ -102,7 +101,7 @@ def test_sub_blocks_are_equal_fine_enough_and_at_least_two(
     side: int, region: int, data: st.DataObject
 ) -> None:
     n = data.draw(st.integers(2, region))
-    block = _block_side(side, region, n)
+    block = block_side(side, region // n)
     assert side % block == 0
     assert block <= max(1, region // n)
     assert side == 1 or side // block >= 2
@@ -112,11 +111,11 @@ def test_sub_blocks_are_equal_fine_enough_and_at_least_two(
     ("size", "region", "n"), [((8, 8), 16, 8), ((512, 8), 16, 8), ((17, 23), 16, 2), ((8, 1), 2, 2)]
 )
 def test_every_region_can_move(size: tuple[int, int], region: int, n: int) -> None:
-    assert all(tile.blocks >= 2 for tile in _tiles(size, region, n))
+    assert all(tile.blocks >= 2 for tile in Grid.of(size, region).tiles(region // n))
     images, labels, ids = counted(40, (*size, 3))
     moved = mixer(region_px=region, n=n).protect(images, labels, ids, KEY).images != images
-    for high in _spans(size[0], region):
-        for wide in _spans(size[1], region):
+    for high in spans(size[0], region):
+        for wide in spans(size[1], region):
             assert moved[:, high, wide].any()
 
 
@@ -172,7 +171,7 @@ def test_another_key_or_setting_gives_another_permutation() -> None:
     # Both settings cut 8-px regions into single pixels, and differ in nothing but the keystream.
     one = mixer(region_px=8, n=8).protect(images, labels, ids, KEY).images
     two = mixer(region_px=8, n=5).protect(images, labels, ids, KEY).images
-    assert _block_side(8, 8, 5) == _block_side(8, 8, 8) == 1
+    assert block_side(8, 8 // 5) == block_side(8, 8 // 8) == 1
     assert (one == two).mean() < 0.05
 
 
@@ -255,7 +254,9 @@ def test_no_images_give_none() -> None:
     ("key", "values"),
     [
         ("n", {"n": 1}), ("n", {"n": 17}), ("n", {"n": "all"}), ("region_px", {"region_px": 1}),
-        ("mode", {"mode": "target_vfe"}), ("attention", {"attention": True}),
+        ("mode", {"mode": "paper"}), ("target_vfe", {"target_vfe": 0}),
+        ("r_max", {"r_min": 8, "r_max": 24}), ("r_max", {"r_min": 16, "r_max": 8}),
+        ("attention", {"attention": True}),
     ],
 )  # fmt: skip
 def test_wrong_parameters_are_refused_by_name(key: str, values: dict[str, Any]) -> None:

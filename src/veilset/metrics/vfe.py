@@ -15,13 +15,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from veilset.compiled import compiled
 from veilset.types import FloatArray, Images, IntArray
 
 WINDOW: Final = 14
 """Side of the published window, in pixels, and its stride."""
 
 _UNIT: Final = 255 * 255
-_LANE_BYTES: Final = 1 << 22
+_ALL: Final = 255
+_BAND: Final = 1 << 14
+"""Rows whose squares of both directions fit 32 bits: 2 * 255^2 * 2^14 < 2^31."""
 
 
 def vfe_released(images: Images, window: int = WINDOW) -> FloatArray:
@@ -59,16 +62,8 @@ def vfe_released_sums(images: Images, window: int = WINDOW) -> tuple[IntArray, i
     high, wide = min(window, height), min(window, width)
     rows, columns = height // high, width // wide
     cut = images[:, : rows * high, : columns * wide]
-    sums = np.empty(len(images), dtype=np.int64)
-    for part in _parts(cut):
-        windows = cut[part].reshape(-1, rows, high, columns, wide, channels)
-        sums[part] = (
-            _total(_squares(windows, 4))
-            + _total(_squares(windows, 2))
-            + _total(_energy(windows[:, :, :, :, -1]))
-            + _total(_energy(windows[:, :, -1]))
-        )
-    return sums, rows * columns * channels
+    sums = _grid_sums(cut, range(0, rows * high, high), range(0, columns * wide, wide), padded=True)
+    return sums.sum(axis=(1, 2, 3)), rows * columns * channels
 
 
 def vfe_valid(images: Images) -> FloatArray:
@@ -100,12 +95,9 @@ def vfe_valid_sums(images: Images) -> tuple[IntArray, int]:
         ValueError: As `vfe_valid`.
     """
     _require(images, 1)
-    _, height, width, channels = images.shape
-    sums = np.empty((len(images), channels), dtype=np.int64)
-    for part in _parts(images):
-        sums[part] = _squares(images[part], 1).sum(axis=(1, 2), dtype=np.int64)
-        sums[part] += _squares(images[part], 2).sum(axis=(1, 2), dtype=np.int64)
-    return sums, height * (width - 1) + width * (height - 1)
+    _, height, width, _ = images.shape
+    sums = _grid_sums(images, [0], [0], padded=False)
+    return sums[:, 0, 0], height * (width - 1) + width * (height - 1)
 
 
 def vfe_region_sums(
@@ -126,41 +118,89 @@ def vfe_region_sums(
         ValueError: As `vfe_valid`.
     """
     _require(images, 1)
-    _, height, width, channels = images.shape
-    sums = np.empty((len(images), len(tops), len(lefts), channels), dtype=np.int64)
-    for part in _parts(images):
-        squares = np.zeros((*images[part].shape[:3], channels), dtype=np.int64)
-        squares[:, :-1] = _squares(images[part], 1)
-        squares[:, [top - 1 for top in tops[1:]]] = 0  # pairs across a border
-        right = _squares(images[part], 2)
-        right[:, :, [left - 1 for left in lefts[1:]]] = 0
-        squares[:, :, :-1] += right
-        sums[part] = np.add.reduceat(np.add.reduceat(squares, tops, axis=1), lefts, axis=2)
+    _, height, width, _ = images.shape
+    sums = _grid_sums(images, tops, lefts, padded=False)
     high = np.diff([*tops, height])[:, None]
     wide = np.diff([*lefts, width])[None, :]
     return sums, high * (wide - 1) + wide * (high - 1)
 
 
-def _parts(images: Images) -> list[slice]:
-    """Runs of images whose intermediate results stay small."""
-    step = max(1, _LANE_BYTES // max(1, images[:1].nbytes * 4))
-    return [slice(low, low + step) for low in range(0, len(images), step)]
+def _grid_sums(
+    images: Images, tops: Sequence[int], lefts: Sequence[int], *, padded: bool
+) -> IntArray:
+    """Summed squared differences of every region and channel, int64 (N, rows, columns, C).
+
+    With `padded`, regions have a row and a column of zeros below and to the right.
+    """
+    count, height, width, channels = images.shape
+    sums = np.empty((count, len(tops), len(lefts), channels), dtype=np.int64)
+    if images.size:
+        inside = np.full((width, channels), _ALL, dtype=np.uint8)
+        inside[[left - 1 for left in lefts]] = 0  # -1 is the image's own last column
+        _sum_squares(
+            np.ascontiguousarray(images).reshape(count, height, width * channels),
+            np.array([*tops, height]), np.array([*lefts, width]), inside.reshape(-1), padded, sums,
+        )  # fmt: skip
+    return sums
 
 
-def _energy(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    return np.square(values.astype(np.int32))
+@compiled
+def _sum_squares(
+    images: npt.NDArray[np.uint8],
+    tops: IntArray,
+    lefts: IntArray,
+    inside: npt.NDArray[np.uint8],
+    padded: bool,
+    sums: IntArray,
+) -> None:
+    """`_grid_sums` of images (N, H, W * C); `inside` is 0 in the last column of regions, else 255.
+
+    Differences are added up column by column, which vectorises, and by regions at last.
+    """
+    rows, columns, channels = sums.shape[1:]
+    size = images.shape[2]
+    last = size - channels
+    added = np.zeros(size, np.int32)
+    # A value without a neighbour counts itself, beside a zero, or nothing.
+    alone = np.full(size, _ALL, np.uint8) if padded else inside.copy()
+    edge = alone[last]
+    for image in range(len(images)):
+        sums[image] = 0
+        for row in range(rows):
+            for y in range(tops[row], tops[row + 1]):
+                here, below, own, its = images[image, y], images[image, y], edge, np.uint8(0)
+                if y + 1 < tops[row + 1]:
+                    below, own, its = images[image, y + 1], np.uint8(_ALL), np.uint8(_ALL)
+                _add_squares(added[:last], here, here[channels:], below, alone, inside, own, its)
+                _add_squares(
+                    added[last:], here[last:], here[last:], below[last:], alone[last:],
+                    inside[last:], own, its,
+                )  # fmt: skip
+                if (y + 1 - tops[row]) % _BAND == 0 or y + 1 == tops[row + 1]:
+                    for column in range(columns):
+                        for x in range(lefts[column], lefts[column + 1]):
+                            for channel in range(channels):
+                                value = added[x * channels + channel]
+                                sums[image, row, column, channel] += value
+                    added[:] = 0
 
 
-def _squares(values: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.int32]:
-    """Squared differences of neighbours along an axis; at most 65025 each."""
-    return np.square(np.diff(values.astype(np.int32), axis=axis))
-
-
-def _total(values: npt.NDArray[np.int32]) -> IntArray:
-    """The sum of each image, int64 (N,)."""
-    flat = values.reshape(len(values), int(np.prod(values.shape[1:])))
-    total: IntArray = flat.sum(axis=1, dtype=np.int64)
-    return total
+@compiled
+def _add_squares(  # noqa: PLR0917
+    added: npt.NDArray[np.int32],
+    here: npt.NDArray[np.uint8],
+    right: npt.NDArray[np.uint8],
+    below: npt.NDArray[np.uint8],
+    alone: npt.NDArray[np.uint8],
+    inside: npt.NDArray[np.uint8],
+    own: np.uint8,
+    its: np.uint8,
+) -> None:
+    """Adds the squared differences of values to those at their right and below, all masked."""
+    for x in range(len(added)):
+        across = np.int32(here[x] & alone[x]) - np.int32(right[x] & inside[x])
+        down = np.int32(here[x] & own) - np.int32(below[x] & its)
+        added[x] += across * across + down * down
 
 
 def _require(images: Images, window: int) -> None:

@@ -122,7 +122,8 @@ def save_fitted(folder: Path, fitted: Fitted) -> None:
     )  # fmt: skip
     with staged_folder(folder, json.dumps(card.model_dump(), sort_keys=True)) as staging:
         if fitted.arrays:
-            arrays = {name: np.ascontiguousarray(a) for name, a in sorted(fitted.arrays.items())}
+            # Not ascontiguousarray, which gives a single number an axis.
+            arrays = {name: np.array(a, order="C") for name, a in sorted(fitted.arrays.items())}
             write_bytes(staging / ARRAYS, save(arrays))
         write_json(staging / CARD, card.model_dump())
 

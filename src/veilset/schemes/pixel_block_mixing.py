@@ -11,13 +11,12 @@ from pydantic import Field
 
 from veilset.errors import ProtectionError
 from veilset.params import Params
+from veilset.schemes._kernels import copy_blocks
 from veilset.schemes.base import Declaration, Pool, Protected, Scheme
 from veilset.schemes.randomness import Stream
 from veilset.types import Ids, Images, IntArray, Labels
 
 _TAKE_BYTES: Final = 64 << 20
-_NARROW_BYTES: Final = 64
-_INDICES: Final = 1 << 14
 
 
 class PixelBlockMixingParams(Params):
@@ -118,21 +117,21 @@ class PixelBlockMixing(Scheme[PixelBlockMixingParams]):
         """log2 of the ways to fill the blocks of one image, its donors given."""
         if self.params.threshold == 0:
             return 0.0
-        blocks = len(_boxes(shape[:2], self.params))
+        blocks = _blocks(shape[:2], self.params)
         ways = self.params.n_donors + (self.params.threshold < 1 << 64)
         return float(blocks * np.log2(ways))
 
     def _protect(
         self, images: Images, labels: Labels, ids: Ids, stream: Stream, pool: Pool
     ) -> Protected:
-        boxes = _boxes((images.shape[1], images.shape[2]), self.params)
+        blocks = _blocks(images.shape[1:3], self.params)
         classes = self._classes(pool)
         rows = classes.rows_of(ids, labels)
         if self.params.mode == "released":
-            sources = self._provenance(pool, classes, stream, len(boxes))[rows]
+            sources = self._provenance(pool, classes, stream, blocks)[rows]
         else:
-            sources = self._draw(classes, rows, ids, stream, len(boxes))
-        mixed = _mixed(images, rows, sources, boxes, pool)
+            sources = self._draw(classes, rows, ids, stream, blocks)
+        mixed = _mixed(images, rows, sources, self.params, pool)
         return Protected(mixed, private={"donors": classes.ids[sources]})
 
     def _classes(self, pool: Pool) -> "_Classes":
@@ -256,24 +255,16 @@ def resolved(sources: IntArray) -> IntArray:
     return found
 
 
-def _boxes(size: tuple[int, int], params: PixelBlockMixingParams) -> list[tuple[slice, slice]]:
-    """The blocks of an image (H, W) in row-major order; those at the edge may be smaller."""
-    return [
-        (high, wide)
-        for high in _steps(size[0], params.block_height)
-        for wide in _steps(size[1], params.block_width)
-    ]
-
-
-def _steps(length: int, step: int) -> list[slice]:
-    return [slice(low, min(low + step, length)) for low in range(0, length, step)]
+def _blocks(size: tuple[int, ...], params: PixelBlockMixingParams) -> int:
+    """How many blocks an image (H, W) has; those at the lower and right edge may be smaller."""
+    return -(-size[0] // params.block_height) * -(-size[1] // params.block_width)
 
 
 def _mixed(
     images: Images,
     rows: IntArray,
     sources: IntArray,
-    boxes: list[tuple[slice, slice]],
+    params: PixelBlockMixingParams,
     pool: Pool,
 ) -> Images:
     """The images with each block of another source copied from that row of the pool.
@@ -282,69 +273,37 @@ def _mixed(
     read once from end to end however many donors there are.
     """
     out = images.copy(order="C")
-    block, target = np.nonzero((sources != rows[:, None]).T)
+    target, block = np.nonzero(sources != rows[:, None])
     source = sources[target, block]
-    donors, index = np.unique(source, return_inverse=True)
+    place = np.full(len(pool.ids), -1, dtype=np.int64)
+    place[source] = 0
+    donors = np.flatnonzero(place == 0)
+    place[donors] = np.arange(len(donors))
+    index = place[source]
     step = max(1, _TAKE_BYTES // images[:1].nbytes) if len(images) else 1
     for low in range(0, len(donors), step):
         pixels = pool.take(donors[low : low + step])
         here = (index >= low) & (index < low + step) if len(donors) > step else slice(None)
-        _copy_blocks(out, pixels, boxes, block[here], target[here], index[here] - low)
+        _copy(out, pixels, params, block[here], target[here], index[here] - low)
     return out
 
 
-def _copy_blocks(
+def _copy(
     out: Images,
     pixels: Images,
-    boxes: list[tuple[slice, slice]],
+    params: PixelBlockMixingParams,
     block: IntArray,
     target: IntArray,
     source: IntArray,
 ) -> None:
-    """Copies block `block[k]` of `pixels[source[k]]` into `out[target[k]]`; `block` ascends."""
-    unit = _unit(out.shape, boxes)
-    if unit is not None:
-        _copy_units(out, pixels, boxes, unit, block, target, source)
-        return
-    ends = np.searchsorted(block, np.arange(len(boxes) + 1))
-    for number, (high, wide) in enumerate(boxes):
-        run = slice(ends[number], ends[number + 1])
-        out[target[run], high, wide] = pixels[source[run], high, wide]
-
-
-def _unit(shape: tuple[int, ...], boxes: list[tuple[slice, slice]]) -> "np.dtype[Any] | None":
-    """The integer in which to copy blocks that are equal and narrow; None where slices are as fast.
-
-    A slice of a narrow block costs more for its rows than for its bytes.
-    """
-    row = (boxes[0][1].stop - boxes[0][1].start) * shape[3]
-    equal = shape[1] % boxes[0][0].stop == 0 and shape[2] % boxes[0][1].stop == 0
-    if not equal or row % 4 or row > _NARROW_BYTES:
-        return None
-    return np.dtype("u8" if row % 8 == 0 else "u4")
-
-
-def _copy_units(
-    out: Images,
-    pixels: Images,
-    boxes: list[tuple[slice, slice]],
-    unit: "np.dtype[Any]",
-    block: IntArray,
-    target: IntArray,
-    source: IntArray,
-) -> None:
-    """`_copy_blocks` by the indices of all units, some thousand at a time."""
+    """Copies block `block[k]` of `pixels[source[k]]` into `out[target[k]]`."""
     _, height, width, channels = out.shape
-    line = width * channels // unit.itemsize
-    rows, columns = boxes[0][0].stop, boxes[0][1].stop * channels // unit.itemsize
-    inside = (np.arange(rows)[:, None] * line + np.arange(columns)).ravel()
-    corner = np.array(
-        [high.start * line + wide.start * channels // unit.itemsize for high, wide in boxes]
-    )
-    to, by = out.reshape(-1).view(unit), np.ascontiguousarray(pixels).reshape(-1).view(unit)
-    step = max(1, _INDICES // len(inside))
-    for low in range(0, len(block), step):
-        part = slice(low, low + step)
-        first = corner[block[part]]
-        found = np.take(by, (first + source[part] * (height * line))[:, None] + inside)
-        to[(first + target[part] * (height * line))[:, None] + inside] = found
+    tops = [*range(0, height, params.block_height), height]
+    lefts = [*range(0, width, params.block_width), width]
+    unit = np.gcd.reduce([8, *(channels * left for left in lefts)])  # the widest integer that fits
+    line = (height, width * channels)
+    copy_blocks(
+        np.ascontiguousarray(pixels).reshape(-1, *line).view(f"u{unit}"),
+        out.reshape(-1, *line).view(f"u{unit}"),
+        np.array(tops), np.array(lefts) * channels // unit, block, target, source,
+    )  # fmt: skip
