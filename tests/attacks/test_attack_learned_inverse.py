@@ -1,7 +1,5 @@
 """The learned inverse restores what can be restored, repeats, and admits divergence."""
 
-from typing import Never
-
 import numpy as np
 import pytest
 import torch
@@ -25,7 +23,6 @@ from veilset.attacks.features import Pairs, protect_as_attacker
 from veilset.attacks.learned_inverse import (
     LearnedInverse,
     LearnedInverseParams,
-    deterministic,
     fold,
     sorted_in_regions,
     torch_ssim,
@@ -141,13 +138,6 @@ def test_sorted_regions_are_equal_after_a_shuffle() -> None:
     one, two = sorted_in_regions(image, 4), sorted_in_regions(shuffled, 4)
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one[:, 8:], image[:, 8:])
-
-
-def test_deterministic_restores_the_setting_after_an_error() -> Never:
-    with pytest.raises(RuntimeError), deterministic():
-        assert torch.are_deterministic_algorithms_enabled()
-        raise RuntimeError
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_attacker_has_a_key_of_her_own() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from veilset.models.optimiser import NesterovSgd
+from veilset.models.optimiser import Adam, NesterovSgd
 from veilset.models.registry import make_model
 
 
@@ -46,3 +46,19 @@ def test_a_parameter_without_gradient_stays() -> None:
     assert not torch.equal(model[0].weight, before[0].weight)
     optimiser.forget_gradients()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_adam_agrees_with_torch() -> None:
+    model = make_model("small_cnn", (8, 8, 1), 3, width=4)
+    other = copy.deepcopy(model)
+    ours, theirs = Adam(model), torch.optim.Adam(other.parameters(), lr=1)
+    for step, lr in enumerate((0.03, 0.02, 0.005, 0.001)):
+        _gradients(model, step)
+        _gradients(other, step)
+        ours.step(lr)
+        theirs.param_groups[0]["lr"] = lr
+        theirs.step()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-5, atol=1e-7)
+    ours.forget_gradients()
+    assert all(parameter.grad is None for parameter in model.parameters())

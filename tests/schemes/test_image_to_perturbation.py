@@ -23,7 +23,6 @@ from veilset.schemes._perturbation import (
     Features,
     PaperUNet,
     Plan,
-    _Adam,
     imagenet_features,
     loss_of,
     make_transform,
@@ -262,22 +261,6 @@ def test_the_loss_is_cross_entropy_and_the_distance(clamp: float | None, wanted:
     loss = loss_of(lambda _: logits, phi, replace(plan, alpha=0.0))
     expected = (np.log(1 + np.exp(-2.0)) + np.log(1 + np.exp(1.0))) / 2
     assert float(loss(made, plain, torch.tensor([0, 0]))) == pytest.approx(expected)
-
-
-def test_adam_is_adam() -> None:
-    weights = torch.nn.Linear(3, 1, bias=False)
-    adam = _Adam(weights)
-    value = weights.weight.detach().numpy().astype(np.float64).copy()
-    mean = square = np.zeros_like(value)
-    for step in range(1, 6):
-        gradient = np.array([[step, -0.1 * step, 1e-3]])
-        weights.weight.grad = torch.tensor(gradient, dtype=torch.float32)
-        adam.step(0.1)
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
-        value -= 0.1 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-    assert weights.weight.detach().numpy() == pytest.approx(value, abs=1e-5)
-    adam.forget_gradients()
-    assert weights.weight.grad is None
 
 
 # ------------------------------------------------------------------------------ refusals

@@ -7,9 +7,9 @@ restorations that are merely shifted in brightness.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,6 +49,8 @@ from veilset.attacks.features import (
 )
 from veilset.attacks.linkage import enough_images, join, likeness, linear_views
 from veilset.metrics.similarity import psnr, ssim_either_sign, window_band
+from veilset.models.device import Engine, kernels
+from veilset.models.optimiser import Adam
 from veilset.models.unet import UNet
 from veilset.schemes.base import Scheme
 
@@ -238,6 +240,11 @@ def fold(stack: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.float32]
     return np.ascontiguousarray(folded)
 
 
+def _kernels(device: str) -> AbstractContextManager[None]:
+    engine = Engine(torch.device(device), "fp32")
+    return kernels(engine, deterministic="where there are")
+
+
 @dataclass(frozen=True)
 class UNetView:
     """A trained U-Net as a view.
@@ -255,7 +262,7 @@ class UNetView:
     def __call__(self, batch: Batch) -> Planes:
         """Restorations (N, h, w, C), grey levels 0..255; not a number where it diverged."""
         made = []
-        with torch.no_grad(), deterministic():
+        with torch.no_grad(), _kernels(self.device):
             for start in range(0, len(batch.images), 64):
                 inputs = torch.from_numpy(self.reader(batch.take(slice(start, start + 64))))
                 made.append(self.net(inputs.to(self.device)).clamp(0, 1).cpu().numpy())
@@ -307,7 +314,7 @@ def train_unet(
     factor = max(1, ceil(max(height, width) / params.work_side))
     reader = reader_for(pairs.batch, factor, scheme)
     inputs = reader(pairs.batch.take(slice(0, 1))).shape[1]
-    with torch.random.fork_rng(devices=[]), deterministic():
+    with torch.random.fork_rng(devices=[]), _kernels(device):
         torch.default_generator.manual_seed(seed)
         net = UNet(inputs, channels, params.base, params.depth, params.fold).to(device)
         _train(net, _batches(reader, pairs, params.batch, steps, seed), params, steps, progress)
@@ -318,18 +325,16 @@ def _train(
     net: UNet, batches: Iterator[tuple[Tensor, Tensor]], params: LearnedInverseParams, steps: int,
     progress: Progress | None,
 ) -> None:  # fmt: skip
-    optimizer = torch.optim.Adam(net.parameters(), lr=params.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    optimiser = Adam(net)
     device = next(net.parameters()).device
     for step, (inputs, wanted) in enumerate(batches):
         target = wanted.to(device)
         made = net(inputs.to(device))
         loss = functional.l1_loss(made, target) + 1.0 - torch_ssim(made, target)
-        optimizer.zero_grad(set_to_none=True)
+        optimiser.forget_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        optimiser.step(params.learning_rate * (1 + cos(pi * step / steps)) / 2)
         if step % 20 == 0 or step == steps - 1:
             # Asking at every step would wait for the device each time.
             if not bool(torch.isfinite(loss)):
@@ -367,20 +372,3 @@ def torch_ssim(made: Tensor, wanted: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     top = (2 * a * b + c1) * (2 * (ab - a * b) + c2)
     return (top / ((a * a + b * b + c1) * (aa - a * a + bb - b * b + c2))).mean()
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Torch's deterministic algorithms inside, whatever was set before afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads memory that was never written, so filling it would only cost time.
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        memory.fill_uninitialized_memory = fill

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -96,13 +96,16 @@ def device_name(engine: Engine) -> str:
 
 @contextmanager
 def kernels(
-    engine: Engine, *, deterministic: bool, threads: int | Literal["auto"] = "auto"
+    engine: Engine,
+    *,
+    deterministic: bool | Literal["where there are"],
+    threads: int | Literal["auto"] = "auto",
 ) -> Iterator[None]:
     """Torch's settings inside the block; they are put back after it.
 
     Args:
         engine: What computes.
-        deterministic: Deterministic kernels only.
+        deterministic: Deterministic kernels only; or "where there are", and others with a warning.
         threads: Threads of the CPU, or `auto` for as many as before.
     """
     cores = torch.get_num_threads()
@@ -111,7 +114,12 @@ def kernels(
     tuned = torch.backends.cudnn.benchmark
     if deterministic and engine.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may vary
-    torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    modes: dict[Any, str] = {True: "error", False: "default", "where there are": "warn"}
+    torch.set_deterministic_debug_mode(modes[deterministic])
+    # Nothing of ours reads memory that was never written, so filling it would only cost time.
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    memory.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_num_threads(cores if threads == "auto" else threads)
     try:
@@ -119,4 +127,5 @@ def kernels(
     finally:
         torch.set_num_threads(cores)
         torch.set_deterministic_debug_mode(before)
+        memory.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = tuned

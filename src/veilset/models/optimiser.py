@@ -1,7 +1,7 @@
-"""Stochastic gradient descent with Nesterov momentum.
+"""Stochastic gradient descent with Nesterov momentum, and Adam.
 
-The same arithmetic as `torch.optim.SGD`, bit for bit; but that one imports torch's compiler when it
-is made, which takes seconds, as long as the training of a small set.
+The same arithmetic as in `torch.optim`; but that imports torch's compiler when it is first used,
+which takes seconds, as long as the training of a small set.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class NesterovSgd:
-    """Momentum and weight decay for the parameters of a network.
+    """Momentum and weight decay for the parameters of a network; `torch.optim.SGD` bit for bit.
 
     Only convolution and linear weights decay: biases and batch normalisation, which have one axis,
     do not.
@@ -56,3 +56,33 @@ class NesterovSgd:
         if self.weight_decay == 0 or parameter.ndim <= 1:
             return parameter.grad
         return parameter.grad.add(parameter, alpha=self.weight_decay)
+
+
+class Adam:
+    """Adam (Kingma and Ba, ICLR 2015) for the parameters of a network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Starts with no moments; the network must already be on its device."""
+        self._parameters: list[Tensor] = list(model.parameters())
+        self._means = [torch.zeros_like(p) for p in self._parameters]
+        self._squares = [torch.zeros_like(p) for p in self._parameters]
+        self._steps = 0
+
+    def forget_gradients(self) -> None:
+        """Drops all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, lr: float, beta1: float = 0.9, beta2: float = 0.999) -> None:
+        """Moves all parameters against their gradients, which every one of them has."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        self._steps += 1
+        torch._foreach_lerp_(self._means, gradients, 1 - beta1)
+        torch._foreach_mul_(self._squares, beta2)
+        torch._foreach_addcmul_(self._squares, gradients, gradients, value=1 - beta2)
+        below = torch._foreach_sqrt(self._squares)
+        torch._foreach_div_(below, (1 - beta2**self._steps) ** 0.5)
+        torch._foreach_add_(below, 1e-8)
+        pace = -lr / (1 - beta1**self._steps)
+        torch._foreach_addcdiv_(self._parameters, self._means, below, value=pace)

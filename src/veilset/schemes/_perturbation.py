@@ -17,6 +17,7 @@ from torch.nn import functional
 from veilset.errors import ProtectionError
 from veilset.models.augment import Augmentation, draw_moves, take
 from veilset.models.device import Engine, kernels
+from veilset.models.optimiser import Adam
 from veilset.models.teacher import Recipe, Teacher, freeze, pixels_of, quiet_kernels, train_teacher
 from veilset.models.unet import UNet
 from veilset.models.vgg import Vgg16
@@ -329,7 +330,7 @@ def train_transform(
         ProtectionError: The loss became infinite or not a number.
     """
     h = h.to(device).to(memory_format=torch.channels_last).train()
-    optimiser = _Adam(h)
+    optimiser = Adam(h)
     sampler = torch.Generator().manual_seed(plan.seed)
     images = torch.from_numpy(lessons.images).to(device)
     labels = torch.from_numpy(lessons.labels).to(device)
@@ -367,35 +368,6 @@ def _require_finite(loss: Tensor, h: nn.Module, plan: Plan) -> None:
             f"the transform of image_to_perturbation diverged with alpha {plan.alpha} and "
             f"learning_rate {plan.learning_rate}: lower one of them, or use feature_term: clamped."
         )
-
-
-class _Adam:
-    """Adam (Kingma & Ba, ICLR 2015) without torch.optim, which imports a compiler: seconds."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters: list[Tensor] = list(model.parameters())
-        self._means = [torch.zeros_like(p) for p in self._parameters]
-        self._squares = [torch.zeros_like(p) for p in self._parameters]
-        self._steps = 0
-
-    def forget_gradients(self) -> None:
-        """Drops all gradients."""
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def step(self, lr: float, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        """Moves all parameters against their gradients, which every one of them has."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        self._steps += 1
-        torch._foreach_lerp_(self._means, gradients, 1 - beta1)
-        torch._foreach_mul_(self._squares, beta2)
-        torch._foreach_addcmul_(self._squares, gradients, gradients, value=1 - beta2)
-        below = torch._foreach_sqrt(self._squares)
-        torch._foreach_div_(below, (1 - beta2**self._steps) ** 0.5)
-        torch._foreach_add_(below, 1e-8)
-        pace = -lr / (1 - beta1**self._steps)
-        torch._foreach_addcdiv_(self._parameters, self._means, below, value=pace)
 
 
 def _cycle(done: float) -> float:
