@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from veilset.data.shards import Part, write_set
-from veilset.data.splits import read_split
+from veilset.data.splits import read_column, read_split
 from veilset.errors import CorruptError, SourceError
 
 
@@ -65,3 +65,21 @@ def test_a_flipped_bit_is_never_trained_on(tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(CorruptError, match="train-00000"):
         read_split([folder], "train")
+
+
+def test_a_column_is_read_in_the_order_of_the_split(tmp_path: Path) -> None:
+    def masked(first: int, count: int) -> Part:
+        ids, labels, images, _ = _rows(first, count)
+        return ids, labels, images, {"mask": images[..., 0] + np.uint8(1)}
+
+    one = _write(tmp_path / "1", {"train": masked(0, 10)})
+    two = _write(tmp_path / "2", {"train": masked(6, 9)})
+    bare = _write(tmp_path / "3", {"train": _rows(20, 4)})
+    for limit in (None, 7):
+        images = read_split([one, two], "train", limit)[2]
+        found = read_column([one, two], "train", "mask", limit)
+        assert found is not None and found.dtype == np.uint8
+        assert np.array_equal(found, images[..., 0] + 1)
+    assert read_column([bare], "train", "mask") is None
+    with pytest.raises(SourceError, match="3 has no column 'mask', but other drops have"):
+        read_column([one, bare], "train", "mask")

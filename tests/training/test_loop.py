@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_sets import declaration, params, stripes, subject
 from torch import nn
 
 from veilset.errors import CorruptError, TrainingError
+from veilset.models.augment import Augmentation, draw_moves, measure_normalisation
+from veilset.models.device import Engine
 from veilset.training import checkpoint, loop
 from veilset.training.evaluation import Answers, evaluate, predict
 from veilset.training.loader import Samples
@@ -94,6 +98,118 @@ def test_read_only_and_strided_arrays_are_taken(tmp_path: Path) -> None:
     train((images, labels), HELD, params(epochs=1), subject(), tmp_path / "m")
 
 
+# Masks
+
+
+MASKNET: Any = {"model": "masknet_resnet20", "model_params": {"width": 4}}
+
+
+def in_the_mask(count: int, seed: int) -> Samples:
+    """Noise that shows nothing: only the masks are striped, one way or the other."""
+    made = stripes(count, seed=seed)
+    mask = (made.images[..., 0] > 120).astype(np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, made.images.shape, dtype=np.uint8)
+    return Samples(noise, made.labels, mask)
+
+
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_masknet_learns_from_masks_what_no_image_shows(tmp_path: Path, gates: bool) -> None:
+    parts, settings = (in_the_mask(120, 0), in_the_mask(60, 1)), params(epochs=5)
+    values = {"width": 4, "gates": gates}
+    reads = subject(model="masknet_resnet20", model_params=values)
+    assert train(*parts, settings, reads, tmp_path / "m").card.validation_accuracy > 0.95
+    model, card = load_model(tmp_path / "m")
+    held = in_the_mask(60, 2)
+    right = predict(model, card, held.images, held.mask).argmax(axis=1) == held.labels
+    unmasked = predict(model, card, held.images).argmax(axis=1) == held.labels
+    assert right.mean() > 0.9 and unmasked.mean() < 0.75
+    with pytest.raises(TrainingError, match="mask of test images must be uint8"):
+        predict(model, card, held.images, np.ones((60, 8, 9), np.uint8))
+
+
+def test_without_the_mask_that_task_is_a_lottery(tmp_path: Path) -> None:
+    # The control of the test above.
+    parts = in_the_mask(120, 0), in_the_mask(60, 1)
+    blind = subject(model="resnet20", model_params={"width": 4})
+    assert train(*parts, params(epochs=5), blind, tmp_path / "m").card.validation_accuracy < 0.75
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([1, 3]), st.integers(0, 999))
+def test_a_mask_moves_with_its_image_and_stays_0_and_1(
+    height: int, width: int, channels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.integers(0, 2, (9, height, width), dtype=np.uint8)
+    images = np.repeat(mask[..., None] * np.uint8(200), channels, axis=3)
+    samples = Samples(images, np.arange(9), mask)
+    normalisation = measure_normalisation(images)
+    data = loop.Data.of(samples, normalisation, Engine(torch.device("cpu"), "fp32"))
+    moves = draw_moves(
+        9, Augmentation(True, min(height, width) - 1), torch.Generator().manual_seed(seed)
+    )
+    inputs, labels = data.batch(torch.arange(9).flip(0), moves, torch.device("cpu"))
+    assert labels.tolist() == list(range(9))[::-1]
+    assert inputs.shape == (9, channels + 1, height, width)
+    moved = inputs[:, channels]
+    assert set(moved.unique().tolist()) <= {0.0, 1.0}
+    shown = inputs[:, :channels] * torch.tensor(normalisation.std)[:, None, None]
+    shown += torch.tensor(normalisation.mean)[:, None, None]
+    assert torch.allclose(shown * 255, 200 * moved[:, None].expand_as(shown), atol=1e-3)
+
+
+def test_networks_that_read_no_mask_are_trained_as_without(tmp_path: Path) -> None:
+    masked = [
+        part._replace(mask=np.zeros(part.images.shape[:3], np.uint8)) for part in (TRAIN, HELD)
+    ]
+    train(*masked, params(epochs=1), subject(), tmp_path / "masked")
+    train(TRAIN, HELD, params(epochs=1), subject(), tmp_path / "plain")
+    assert _outcome(tmp_path / "masked") == _outcome(tmp_path / "plain")
+    model, card = load_model(tmp_path / "plain")
+    found = predict(model, card, HELD.images, masked[1].mask)
+    assert (found == predict(model, card, HELD.images)).all()
+
+
+def test_a_mask_decides_the_plan_of_a_run(tmp_path: Path) -> None:
+    parts = in_the_mask(30, 0), in_the_mask(10, 1)
+    with pytest.raises(Killed):
+        train(*parts, params(), subject(**MASKNET), tmp_path / "m", _stop_after(1))
+    assert parts[0].mask is not None
+    parts[0].mask[0, 0, 0] ^= 1
+    seen: list[Epoch] = []
+    train(*parts, params(), subject(**MASKNET), tmp_path / "m", _note_into(seen))
+    assert [row.epoch for row in seen] == [1, 2, 3]
+
+
+class Priced(nn.Module):
+    """A linear network with a weight that only its penalty knows."""
+
+    def __init__(self, price: float) -> None:
+        super().__init__()
+        self.linear, self.idle = nn.Linear(64, 2), nn.Parameter(torch.zeros(3))
+        nn.init.zeros_(self.linear.weight)
+        self.price = price
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1))
+
+    def penalty(self) -> torch.Tensor:
+        return self.price * self.idle.sum()
+
+
+def test_a_networks_penalty_is_learnt_from_but_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories, idle = [], []
+    for price in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = Priced(price)
+        monkeypatch.setattr(loop, "make_model", lambda *_, network=network, **__: network)
+        histories.append(_train(tmp_path / str(price)).history)
+        idle.append(network.idle.detach())
+    assert histories[0] == histories[1]
+    assert not idle[0].any() and (idle[1] < 0).all() and idle[1].unique().numel() == 1
+
+
 # The same seed, the same weights
 
 
@@ -156,6 +272,18 @@ def test_a_run_that_stops_after_any_epoch_ends_the_same(
         for path in (tmp_path / "parts").iterdir():
             path.unlink()
         (tmp_path / "parts").rmdir()
+
+
+def test_a_masknet_resumes_the_same(tmp_path: Path) -> None:
+    def again(folder: Path, progress: Progress | None = None) -> None:
+        parts = in_the_mask(30, 0), in_the_mask(10, 1)
+        train(*parts, params(epochs=3), subject(**MASKNET), folder, progress)
+
+    again(tmp_path / "whole")
+    with pytest.raises(Killed):
+        again(tmp_path / "parts", _stop_after(1))
+    again(tmp_path / "parts")
+    assert _outcome(tmp_path / "parts") == _outcome(tmp_path / "whole")
 
 
 SCRIPT = """

@@ -74,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ingested set, and one that each kind of scheme made, all with a `test` split."""
     base = tmp_path_factory.mktemp("sets")
-    images, labels = stripes(12)
+    images, labels, _ = stripes(12)
     ids = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
     parts = {"test": (ids, labels, images, {})}
     for name, declares in (("queries", PROTECTS), ("labels", LABELS), ("ingested", None)):
@@ -106,6 +106,20 @@ def test_the_wrong_evaluation_cannot_be_written(trained: Trained, sets: Path) ->
         read_test_set(PROTECTS, "protected", [sets / "labels"])
     assert len(read_test_set(PROTECTS, "protected", [sets / "queries"])[0]) == 12
     assert len(read_test_set(LABELS, "plain", [sets / "ingested"])[0]) == 12
+
+
+def test_masked_test_images_come_with_their_masks(tmp_path: Path) -> None:
+    images, labels, _ = stripes(6)
+    ids = np.arange(6 * 16, dtype=np.uint8).reshape(6, 16)
+    mask = np.random.default_rng(0).integers(0, 2, (6, 8, 8), dtype=np.uint8)
+    scheme = {"name": "m", "declaration": {"protects_queries": True, "uses_labels": False}}
+    write_set(
+        tmp_path / "m", kind="protected", dataset="t", classes=("a", "b"), scheme=scheme,
+        parts={"test": (ids, labels, images, {"mask": mask})},
+    )  # fmt: skip
+    found = read_test_set(PROTECTS, "protected", [tmp_path / "m"], masks=True)[1]
+    assert found.mask is not None and (found.mask == mask).all()
+    assert read_test_set(PROTECTS, "protected", [tmp_path / "m"])[1].mask is None
 
 
 # Scores against independent references

@@ -66,6 +66,10 @@ class Normalisation:
         mean, std = (torch.tensor(each, device=device) for each in (self.mean, self.std))
         return mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
+    def with_mask(self) -> "Normalisation":
+        """The same for images with a mask as a further channel, whose 0 and 1 stay 0 and 1."""
+        return Normalisation((*self.mean, 0.0), (*self.std, 1 / 255))
+
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Maps uint8 (N, C, H, W) to float32, with mean and deviation in units of 0..1."""

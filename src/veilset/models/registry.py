@@ -36,6 +36,8 @@ class Architecture(Generic[P]):
         parameters: The class of its parameters.
         build: Makes an initialised network from the (H, W, C) of one image, the number of classes
             and its parameters. The network maps float32 (N, C, H, W) to logits (N, classes).
+        reads_mask: It also takes (N, C + 1, H, W), whose last channel is 1 where a pixel was kept
+            and 0 where it was masked; without that channel nothing is masked.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Architecture(Generic[P]):
     smallest: int
     parameters: type[P]
     build: Callable[[Shape, int, P], nn.Module]
+    reads_mask: bool = False
 
 
 @cache

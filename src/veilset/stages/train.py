@@ -4,10 +4,10 @@ from pathlib import Path
 
 from veilset.console import progress
 from veilset.data.manifest import Manifest
-from veilset.data.splits import read_split
+from veilset.models.registry import architecture as architecture_of
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
-from veilset.training.loader import Samples
+from veilset.training.loader import read_samples
 from veilset.training.loop import Epoch, Subject, train
 from veilset.training.params import TrainingParams
 
@@ -27,15 +27,14 @@ def run(root: Path, scheme_name: str, model_name: str) -> None:
         model_params=model_params,
         trained_on=tuple(manifest.root for manifest in manifests),
     )
-    _, train_labels, train_images = read_split(folders, "train")
-    _, held_labels, held_images = read_split(folders, "validation")
+    masks = architecture_of(architecture).reads_mask
+    _, train_set = read_samples(folders, "train", masks=masks)
+    _, held_set = read_samples(folders, "validation", masks=masks)
     with progress(f"train {scheme_name} {model_name}", params.epochs, "epoch") as advance:
 
         def on_epoch(epoch: Epoch, epochs: int) -> None:
             del epochs
             advance(1, accuracy=epoch.validation_accuracy, loss=epoch.train_loss)
 
-        train(
-            Samples(train_images, train_labels), Samples(held_images, held_labels),
-            params, subject, project.model(scheme_name, model_name), on_epoch,
-        )  # fmt: skip
+        folder = project.model(scheme_name, model_name)
+        train(train_set, held_set, params, subject, folder, on_epoch)

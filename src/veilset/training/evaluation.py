@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from veilset.data.manifest import Manifest
-from veilset.data.splits import read_split
 from veilset.errors import SourceError, TrainingError
 from veilset.files import write_json
 from veilset.metrics.statistics import CONFIDENCE, Interval, wilson
 from veilset.models.device import DeviceName, choose_engine
+from veilset.models.registry import architecture
 from veilset.schemes.base import Declaration
 from veilset.training.differences import paired_difference, unpaired_difference
+from veilset.training.loader import Mask, Samples, read_samples, require_mask, with_mask
 from veilset.training.saved import ModelCard
 from veilset.types import BoolArray, FloatArray, Ids, Images, IntArray, Labels
 
@@ -104,17 +105,18 @@ def require_fair(declares: Declaration, test_on: TestOn) -> None:
 
 
 def read_test_set(
-    declares: Declaration, test_on: TestOn, folders: Sequence[Path]
-) -> tuple[Ids, Labels, Images]:
+    declares: Declaration, test_on: TestOn, folders: Sequence[Path], *, masks: bool = False
+) -> tuple[Ids, Samples]:
     """Reads the test images of one kind.
 
     Args:
         declares: The declaration of the scheme that the classifier was trained on.
         test_on: `plain` reads ingested sets, `protected` sets that this scheme made.
         folders: The sets, one a drop.
+        masks: Whether masks are read as well, where the sets have any.
 
     Returns:
-        Ids (published ones where protected), labels, images.
+        Ids (published ones where protected), and the images with their labels.
 
     Raises:
         TrainingError: The scheme may not be scored on such images.
@@ -124,7 +126,7 @@ def read_test_set(
     require_fair(declares, test_on)
     for folder in folders:
         _require_kind(Manifest.load(folder), test_on, folder)
-    return read_split(folders, "test")
+    return read_samples(folders, "test", masks=masks)
 
 
 def _require_kind(manifest: Manifest, test_on: TestOn, folder: Path) -> None:
@@ -152,6 +154,7 @@ def predict(
     model: nn.Module,
     card: ModelCard,
     images: Images,
+    mask: Mask | None = None,
     *,
     batch_size: int = 256,
     device: DeviceName = "auto",
@@ -162,6 +165,8 @@ def predict(
         model: The network; it is moved to the device and set to evaluation mode.
         card: Its card: shape and normalisation.
         images: uint8 (N, H, W, C) of the shape that it was trained on.
+        mask: Which pixels were kept, uint8 (N, H, W), 1 or 0; None where nothing was masked.
+            Networks that read no mask ignore it.
         batch_size: Images at a time.
         device: Where to compute.
 
@@ -169,21 +174,27 @@ def predict(
         float32 (N, classes).
 
     Raises:
-        TrainingError: The images have another shape or dtype, or a logit is not finite.
+        TrainingError: Images or mask have another shape or dtype, or a logit is not finite.
     """
     if images.dtype != np.uint8 or images.shape[1:] != card.shape:
         raise TrainingError(
             f"the model was trained on uint8 {card.shape} images, not {images.dtype} "
             f"{images.shape[1:]}: bring the images to that shape."
         )
+    normaliser = card.normaliser
+    if mask is not None and architecture(card.architecture).reads_mask:
+        require_mask(mask, images, "test")
+        normaliser = normaliser.with_mask()
+    else:
+        mask = None
     place = choose_engine(device, "fp32").device
     model = model.to(place).eval()
-    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    pixels = torch.from_numpy(np.require(with_mask(images, mask), requirements=["C", "W"]))
     logits = np.empty((len(images), len(card.classes)), dtype=np.float32)
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = pixels[start : start + batch_size].to(place).permute(0, 3, 1, 2)
-            answered = model(card.normaliser.apply(batch)).float().cpu().numpy()
+            answered = model(normaliser.apply(batch)).float().cpu().numpy()
             logits[start : start + batch_size] = answered
     if not np.isfinite(logits).all():
         raise TrainingError("the model answers with NaN or infinity: its training diverged.")

@@ -33,10 +33,10 @@ from veilset.models.augment import (
 )
 from veilset.models.device import Engine, choose_engine, device_name, kernels
 from veilset.models.optimiser import NesterovSgd
-from veilset.models.registry import make_model
+from veilset.models.registry import architecture, make_model
 from veilset.schemes.base import Declaration
 from veilset.training.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
-from veilset.training.loader import Samples, check_samples
+from veilset.training.loader import Samples, check_samples, with_mask
 from veilset.training.params import TrainingParams, augmentation_for
 from veilset.training.saved import HISTORY, ModelCard, pack_weights, save_model
 
@@ -113,10 +113,11 @@ class Data:
     """Images and labels as tensors, and how they become a network's input.
 
     Attributes:
-        images: uint8 (N, H, W, C), on the device where they fit.
+        images: uint8 (N, H, W, C), on the device where they fit; C is one more with a mask.
         labels: int64 (N,), beside the images.
-        normalisation: That of the training images.
-        constants: The same as tensors on the device, made once: each copy there costs a wait.
+        normalisation: That of the training images, without a mask.
+        constants: The same as tensors on the device, made once: each copy there costs a wait; with
+            a mask those that leave it as it is.
     """
 
     images: Tensor
@@ -127,10 +128,12 @@ class Data:
     @classmethod
     def of(cls, samples: Samples, normalisation: Normalisation, engine: Engine) -> "Data":
         """Moves a set to the device, or leaves it in main memory where it does not fit there."""
-        place = engine.device if engine.fits(samples.images.nbytes) else torch.device("cpu")
-        images = torch.from_numpy(np.require(samples.images, requirements=["C", "W"])).to(place)
+        pixels = np.require(with_mask(samples.images, samples.mask), requirements=["C", "W"])
+        place = engine.device if engine.fits(pixels.nbytes) else torch.device("cpu")
+        images = torch.from_numpy(pixels).to(place)
         labels = torch.from_numpy(np.require(samples.labels, requirements=["C", "W"])).to(place)
-        return cls(images, labels, normalisation, normalisation.constants(engine.device))
+        applied = normalisation if samples.mask is None else normalisation.with_mask()
+        return cls(images, labels, normalisation, applied.constants(engine.device))
 
     def batch(
         self, rows: Tensor, moves: Moves | None, device: torch.device
@@ -149,14 +152,9 @@ class Task:
     subject: Subject
     engine: Engine
     augmentation: Augmentation
+    shape: tuple[int, int, int]
     train: Data
     validation: Data
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
 
 
 @dataclass
@@ -212,7 +210,8 @@ def train(
     its last whole epoch when it is called again with the same arguments.
 
     Args:
-        train_set: Images uint8 (N, H, W, C) and labels int64 (N,).
+        train_set: Images uint8 (N, H, W, C), labels int64 (N,), and where pixels were masked a
+            mask, which only networks that read one see.
         validation_set: The same, of other images.
         params: The knobs.
         subject: Which network, which classes, under which scheme.
@@ -231,6 +230,10 @@ def train(
     """
     train_set, validation_set = Samples(*train_set), Samples(*validation_set)
     check_samples(train_set, validation_set, len(subject.classes))
+    if not architecture(subject.model).reads_mask:
+        train_set, validation_set = (
+            part._replace(mask=None) for part in (train_set, validation_set)
+        )
     task = _task(train_set, validation_set, params, subject)
     cuda = task.engine.device.type == "cuda"
     with (
@@ -288,6 +291,7 @@ def _task(
         subject=subject,
         engine=engine,
         augmentation=augmentation_for(params, subject.declares, (height, width, channels)),
+        shape=(height, width, channels),
         train=Data.of(train_set, normalisation, engine),
         validation=Data.of(validation_set, normalisation, engine),
     )
@@ -374,9 +378,13 @@ def _step(run: Run, task: Task, rows: Tensor, moves: Moves | None, lr: float) ->
 
 
 def _gradients(run: Run, task: Task, rows: Tensor, moves: Moves | None) -> Totals:
-    """Gradients of the mean loss over the batch, summed over its micro-batches."""
+    """Gradients of the mean loss over the batch, summed over its micro-batches.
+
+    A network that has a method `penalty` adds what it returns to the loss, not to the totals.
+    """
     run.optimiser.forget_gradients()
     totals = _nothing(task.engine)
+    penalty = getattr(run.model, "penalty", _no_penalty)
     for part in _even_slices(len(rows), min(run.accumulation, len(rows))):
         moved = None if moves is None else moves.at(part)
         inputs, labels = task.train.batch(rows[part], moved, task.engine.device)
@@ -385,7 +393,8 @@ def _gradients(run: Run, task: Task, rows: Tensor, moves: Moves | None) -> Total
         loss = functional.cross_entropy(
             logits.float(), labels, label_smoothing=task.params.label_smoothing, reduction="sum"
         )
-        (loss / len(rows)).backward()  # type: ignore[no-untyped-call]
+        goal = loss + len(labels) * penalty()
+        (goal / len(rows)).backward()  # type: ignore[no-untyped-call]
         totals = _add(totals, Totals(loss.detach(), _correct(logits, labels)))
     return totals
 
@@ -404,6 +413,10 @@ def _validate(model: nn.Module, task: Task) -> tuple[float, float]:
         loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
         totals = _add(totals, Totals(loss, _correct(logits, labels)))
     return float(totals.loss) / count, float(totals.correct) / count
+
+
+def _no_penalty() -> float:
+    return 0.0
 
 
 def _nothing(engine: Engine) -> Totals:
