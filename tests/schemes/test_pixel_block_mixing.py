@@ -138,6 +138,21 @@ def test_every_donor_and_block_is_equally_likely() -> None:
     assert ((off - expected) ** 2 / expected).sum() < 80 + 5 * np.sqrt(160)
 
 
+def test_no_image_is_released_as_it_was() -> None:
+    # A lone block is kept with probability 1/2: without the rule half of the images would pass.
+    images, labels, ids = some_images(400, (8, 8, 1))
+    one = mixing(block_height=8, block_width=8).protect(images, labels, ids, KEY)
+    assert (one.images != images).any(axis=(1, 2, 3)).all()
+    two = mixing(block_height=8, block_width=4).protect(images, labels, ids, KEY)
+    replaced = (two.private["donors"] != ids[:, None, :]).any(axis=2)
+    assert replaced.any(axis=1).all()
+    # Which block is replaced then is drawn: 3/8 of the images keep the first, as many the second.
+    assert (np.abs((~replaced).mean(axis=0) - 3 / 8) < 0.08).all()
+    published = mixing(block_height=8, block_width=8, exclude_self=False)
+    passed = (published.protect(images, labels, ids, KEY).images == images).all(axis=(1, 2, 3))
+    assert 0.4 < passed.mean() < 0.65
+
+
 # ------------------------------------------------------------------------------ released mode
 
 

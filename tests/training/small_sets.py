@@ -15,6 +15,7 @@ def declaration(**changes: Any) -> Declaration:
     values: dict[str, Any] = {
         "keyed": True, "reversible": False, "guarantee": None, "protects_queries": False,
         "uses_labels": False, "provenance": "ours", "source": "test",
+        "shift_safe": True,
     }  # fmt: skip
     return Declaration(**(values | changes))
 

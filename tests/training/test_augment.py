@@ -75,10 +75,8 @@ def test_images_without_contrast_do_not_divide_by_zero() -> None:
 def test_digits_are_not_mirrored_and_scrambled_images_not_shifted_by_default() -> None:
     shape = (32, 48, 1)
     assert augmentation_for(params(), declaration(), shape) == Augmentation(False, 2)
-    scrambled = declaration(protects_queries=True)
+    scrambled = declaration(shift_safe=False)
     assert augmentation_for(params(), scrambled, shape) == Augmentation(False, 0)
-    plain = declaration(protects_queries=True, keyed=False)
-    assert augmentation_for(params(), plain, shape) == Augmentation(False, 2)
     asked = params(flip=True, crop=4)
     assert augmentation_for(asked, scrambled, shape) == Augmentation(True, 4)
 

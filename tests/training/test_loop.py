@@ -462,7 +462,7 @@ def test_slices_cover_everything_evenly(count: int, parts: int) -> None:
 
 
 def test_a_scheme_that_scrambles_is_not_shifted(tmp_path: Path) -> None:
-    scrambled = subject(declares=declaration(protects_queries=True))
+    scrambled = subject(declares=declaration(shift_safe=False))
     card = train(TRAIN, HELD, params(epochs=1), scrambled, tmp_path / "m").card
     assert (card.recipe["crop"], card.recipe["flip"]) == (0, False)
     assert json.loads((tmp_path / "m" / CARD).read_text())["recipe"]["crop"] == 0

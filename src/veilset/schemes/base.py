@@ -42,6 +42,8 @@ class Declaration:
             ours.
         source: Paper and section.
         risk_notes: What is known to survive, one sentence each.
+        shift_safe: A training image may be shifted by a few pixels. False where its output is tied
+            to places (regions, cells, masks), which a shift would mix.
     """
 
     keyed: bool
@@ -52,6 +54,7 @@ class Declaration:
     provenance: Provenance
     source: str
     risk_notes: tuple[str, ...] = ()
+    shift_safe: bool = False
 
     def __post_init__(self) -> None:
         if self.uses_labels and self.protects_queries:

@@ -215,6 +215,7 @@ def _weaker(steps: tuple[Scheme[Any], ...]) -> Declaration:
         guarantee=guarantee,
         protects_queries=all(each.protects_queries for each in declared),
         uses_labels=any(each.uses_labels for each in declared),
+        shift_safe=all(each.shift_safe for each in declared),
         provenance="ours",
         source="; ".join(each.source for each in declared),
         risk_notes=(*Composition.declares.risk_notes, *dict.fromkeys(notes)),

@@ -68,6 +68,7 @@ class GaussianBlur(Scheme[GaussianBlurParams]):
             "comparison.",
             "Networks trained on blurred images recognise persons in them.",
         ),
+        shift_safe=True,
     )
     Parameters = GaussianBlurParams
 

@@ -103,6 +103,7 @@ class LdpSlicing(Scheme[LdpSlicingParams]):
             "Whoever holds the key flips the bits back: exactly for grey, and in colour up to what "
             "the turn back to RGB rounded and clipped.",
         ),
+        shift_safe=True,
     )
     Parameters = LdpSlicingParams
 

@@ -29,7 +29,7 @@ class LearnableEncryptionParams(Params):
 
     keys: Keys = Field(default="fixed", description=KEYS_HELP)
     block_px: int = Field(
-        default=4, ge=1, le=32, description="side of a block in pixels; the paper's is 4"
+        default=4, ge=2, le=32, description="side of a block in pixels; the paper's is 4"
     )
     extended: bool = Field(
         default=False,

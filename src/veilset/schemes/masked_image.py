@@ -127,6 +127,7 @@ class MaskedImage(Scheme[MaskedImageParams]):
             "clipped (trying the 16 weights of each cell), so this is pseudonymisation while the "
             "key exists.",
         ),
+        shift_safe=True,
     )
     Parameters = MaskedImageParams
 

@@ -43,7 +43,8 @@ class PixelBlockMixingParams(Params):
     )
     exclude_self: bool = Field(
         default=True,
-        description="an image is never its own donor; false is what the published code does",
+        description="an image is never its own donor, and at least one of its blocks is replaced; "
+        "false is what the published code does, which releases some images as they are",
     )
 
     @property
@@ -69,7 +70,7 @@ class PixelBlockMixing(Scheme[PixelBlockMixingParams]):
 
     name = "pixel_block_mixing"
     title = "Pixel block mixing"
-    version = 1
+    version = 2
     declares = Declaration(
         keyed=True,
         reversible=False,
@@ -88,6 +89,7 @@ class PixelBlockMixing(Scheme[PixelBlockMixingParams]):
             "Whoever holds the key can find out which image each block came from, and can put "
             "together those originals whose blocks all survive.",
         ),
+        shift_safe=True,
     )
     Parameters = PixelBlockMixingParams
     uses_pool = True
@@ -158,6 +160,9 @@ class PixelBlockMixing(Scheme[PixelBlockMixingParams]):
             place += place >= classes.places[rows][:, None]
         donors = classes.members[classes.starts[rows][:, None] + place]
         replaced = stream.events(ids, "replace", blocks, self.params.threshold)
+        if self.params.exclude_self and self.params.threshold:
+            whole = np.flatnonzero(~replaced.any(axis=1))
+            replaced[whole, stream.integers(ids[whole], "at least one", 1, blocks)[:, 0]] = True
         return np.where(replaced, donors, rows[:, None])
 
     def _provenance(self, pool: Pool, classes: "_Classes", stream: Stream, blocks: int) -> IntArray:

@@ -25,6 +25,7 @@ class Plain(Scheme[PlainParams]):
         provenance="ours",
         source="baseline",
         risk_notes=("The images are published as they are.",),
+        shift_safe=True,
     )
     Parameters = PlainParams
 

@@ -24,8 +24,8 @@ class TrainingParams(Params):
         flip: Mirror half of the images left to right. Only where a mirrored image still shows its
             class: not for digits, letters or signs.
         crop: Shift by up to so many pixels each way, reflecting at the edges; `auto`: a sixteenth
-            of the smaller side, but none where a keyed scheme protects queries as well, because a
-            shift would mix the places (blocks, regions) that such a scheme works on.
+            of the smaller side, but none where the scheme's output is tied to places (regions,
+            cells, masks), which a shift would mix.
         seed: Of the initial weights, the order and the augmentation.
         precision: `bf16` is mixed precision; `auto` takes it where the hardware computes with it.
         device: `auto` is CUDA where it works, else the CPU.
@@ -61,8 +61,7 @@ def augmentation_for(
     """
     side = min(shape[:2])
     if params.crop == "auto":
-        placed = declares.keyed and declares.protects_queries
-        return Augmentation(params.flip, 0 if placed else max(1, side // 16))
+        return Augmentation(params.flip, max(1, side // 16) if declares.shift_safe else 0)
     if not 0 <= params.crop < side:
         raise TrainingError(
             f"crop is {params.crop} pixels, but the images are {shape[0]}x{shape[1]}: choose 0 to "
