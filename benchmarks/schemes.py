@@ -202,7 +202,7 @@ def main() -> None:
         for px, count in sizes.items():
             place = Path(folder) / str(px)
             place.mkdir()
-            results.append(measured(workers(px, 24 * count, place), worker_rounds))
+            results.append(measured(workers(px, 48 * count, place), worker_rounds))
     print(table(results))
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     print(f"written to {save('schemes-quick' if quick else 'schemes', results)}")

@@ -52,6 +52,12 @@ def ingested(
     return ImageSet.open(folder)
 
 
+@pytest.fixture(autouse=True)
+def processes_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These sets are small: without this no second process would be started."""
+    monkeypatch.setattr(protect, "WORKER_BYTES", 1)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return ingested(tmp_path_factory.mktemp("source") / "toy")
@@ -320,6 +326,7 @@ def slowly(*args, original=protect.write_json):
     time.sleep(0.05)
 
 protect.write_json = slowly  # in workers as well
+protect.WORKER_BYTES = 1
 
 if __name__ == "__main__":
     root, workers = Path(sys.argv[2]), int(sys.argv[3])

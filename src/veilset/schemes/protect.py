@@ -48,6 +48,12 @@ _NEVER_BY_DEFAULT: Final = frozenset({"auxiliary", "gallery"})
 _SPARE_BYTES: Final = 1 << 20
 _AHEAD: Final = 2
 
+WORKER_BYTES: Final = 512 << 20
+"""A process for each so many bytes of pixels: with less work it does not earn back its start, which
+takes a second or two, and one process hashes and writes on a second core anyway (measured)."""
+_LEARNT_SHARE: Final = 16
+"""Networks take at least so many times as long."""
+
 
 @dataclass(frozen=True)
 class ShardTask:
@@ -129,7 +135,7 @@ def protect_set(  # noqa: PLR0913
         dataset: The data set's name.
         splits: Which splits; by default all but `auxiliary` and `gallery`, and `test` only where
             the scheme protects queries.
-        workers: Processes.
+        workers: At most so many processes; fewer where a set is too small to earn their start.
         batch_size: Images at a time (schemes that draw on a pool take a shard at a time).
         shard_bytes: Largest length of a shard's pixels.
         progress: Called with the number of images done since the last call.
@@ -348,10 +354,17 @@ def _finish_all(
     advance(sum(len(task.rows) for task in tasks if task.name in done))
     pixels = int(np.prod(job.source.shape)) + 64
     require_space(job.folder, sum(len(t.rows) * pixels + _SPARE_BYTES for t in left))
-    run = _in_processes if min(workers, len(left)) > 1 else _in_this_process
-    for task, finished in run(job, left, min(workers, len(left)), advance):
+    workers = min(workers, len(left), _worth(job, left))
+    run = _in_processes if workers > 1 else _in_this_process
+    for task, finished in run(job, left, workers, advance):
         done[task.name] = finished
     return [done[task.name] for task in tasks]
+
+
+def _worth(job: Job, tasks: Sequence[ShardTask]) -> int:
+    """How many processes earn back what starting them costs."""
+    pixels = sum(len(task.rows) for task in tasks) * int(np.prod(job.source.shape))
+    return 1 + pixels * (_LEARNT_SHARE if job.scheme.learns else 1) // WORKER_BYTES
 
 
 def _no_progress(count: int) -> None:
