@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from skimage.data import lfw_subset
 
 from veilset.attacks.features import area_resize
 from veilset.console import progress, run_reporting_errors, say
@@ -28,6 +29,7 @@ from veilset.files import write_bytes, write_json
 from veilset.keys import DEMO_IDS_KEY, DEMO_PROTECTION_KEY
 from veilset.metrics.similarity import psnr, ssim
 from veilset.metrics.statistics import wilson
+from veilset.report import pictures as sheets
 from veilset.schemes.base import Scheme
 from veilset.schemes.plain import Plain
 from veilset.schemes.visualmixer import VisualMixer
@@ -78,8 +80,12 @@ class Part:
 
 def enlarged(images: Images, side: int) -> Images:
     """Bilinear enlargement to side x side pixels, as torchvision's Resize does it."""
-    large = [Image.fromarray(i).resize((side, side), Image.Resampling.BILINEAR) for i in images]
-    return np.stack([np.asarray(image) for image in large])
+    large = [
+        sheets.as_picture(image).resize((side, side), Image.Resampling.BILINEAR) for image in images
+    ]
+    return np.stack([np.asarray(image) for image in large]).reshape(
+        len(images), side, side, images.shape[3]
+    )
 
 
 def shrunk(images: Images) -> Images:
@@ -133,16 +139,20 @@ def read(folder: str, temporary: Path) -> tuple[Part, Part]:
     return Part(*parts[0]), Part(*parts[1])
 
 
-def study(folder: str, temporary: Path) -> tuple[list[Row], Images]:
-    """All rows, and the same images under each way for the eye."""
-    train_part, test_part = read(folder, temporary)
-    ways = (
+def ways() -> tuple[tuple[str, Scheme, int], ...]:
+    """Each way in words, its scheme, and the side that images have when it protects them."""
+    return (
         ("plain", Plain(), 32), ("native 32 px", VisualMixer(), 32),
         ("enlarged to 224 px, as its authors do", VisualMixer(), LARGE),
         ("native, regions of 2 px", VisualMixer(region_px=2, n=2), 32),
     )  # fmt: skip
-    rows, pictures = [], []
-    for number, (way, scheme, side) in enumerate(ways):
+
+
+def study(folder: str, temporary: Path) -> list[Row]:
+    """All rows."""
+    train_part, test_part = read(folder, temporary)
+    rows = []
+    for number, (way, scheme, side) in enumerate(ways()):
         say(way)
         made, likeness = protect(scheme, train_part, side)
         tested, _ = protect(scheme, test_part, side)
@@ -157,34 +167,27 @@ def study(folder: str, temporary: Path) -> tuple[list[Row], Images]:
             float(np.minimum(psnr(tested, test_part.images), 99).mean()),
             found.value, found.low, found.high,
         ))  # fmt: skip
-        pictures.append(tested[:SHOWN])
-    return rows, np.stack(pictures)
+    return rows
 
 
-def sheet(pictures: Images) -> bytes:
-    """Ways below one another, enlarged four times, as PNG."""
-    ways, shown, height, width, _ = pictures.shape
-    large = pictures.repeat(4, axis=2).repeat(4, axis=3)
-    tiles = np.full((ways * (4 * height + 4), shown * (4 * width + 4), 3), 255, dtype=np.uint8)
-    for row in range(ways):
-        for column in range(shown):
-            top, left = row * (4 * height + 4), column * (4 * width + 4)
-            tiles[top : top + 4 * height, left : left + 4 * width] = large[row, column]
-    with tempfile.SpooledTemporaryFile() as file:
-        Image.fromarray(tiles).save(file, format="PNG", optimize=True)
-        file.seek(0)
-        return file.read()
+def picture() -> bytes:
+    """Embedded faces under each way, shrunk to 32 pixels, as PNG."""
+    faces = np.rint(lfw_subset()[:SHOWN] * 255).astype(np.uint8)[..., None]
+    ids = np.arange(16 * SHOWN, dtype=np.uint8).reshape(SHOWN, 16)
+    part = Part(ids, np.zeros(SHOWN, np.int64), enlarged(faces, 32))
+    rows = [(way, protect(scheme, part, side)[0]) for way, scheme, side in ways()]
+    return sheets.png(sheets.contact_sheet(rows, 2))
 
 
 def main() -> int:
     """Runs the study and writes its results."""
     with tempfile.TemporaryDirectory() as temporary:
-        rows, pictures = study(sys.argv[1], Path(temporary))
+        rows = study(sys.argv[1], Path(temporary))
     about = {"train": TRAIN, "test": TEST, "epochs": EPOCHS, "model": "resnet20", "seed": 0}
     write_json(
         RESULTS / "visualmixer_size.json", {"about": about, "rows": [asdict(r) for r in rows]}
     )
-    write_bytes(RESULTS / "visualmixer_size.png", sheet(pictures))
+    write_bytes(RESULTS / "visualmixer_size.png", picture())
     say(json.dumps([asdict(row) for row in rows], indent=1))
     return 0
 

@@ -16,17 +16,19 @@ COUNT = 8
 
 
 def draw(root: Path, output: Path) -> str:
-    """Writes `contact_sheet.png` and `privacy_utility.png`; says where."""
+    """Writes `contact_sheet.png` and, once schemes were judged, `privacy_utility.png`."""
     project, settings, drops = Project(root), load_settings(root), load_drops(root)
     rows = [
         (scheme_of(settings, name).title, _first(project, name, drops.names[0]))
         for name in settings.schemes
     ]
+    output.mkdir(parents=True, exist_ok=True)
+    sheet = sheets.png(sheets.contact_sheet(rows, scale=3 if rows[0][1].shape[1] < 64 else 1))
+    write_bytes(output / "contact_sheet.png", sheet)
+    if not (project.reports / "verdicts.json").is_file():
+        return f"Wrote {output / 'contact_sheet.png'}; no scheme was judged yet, so no plot."
     inputs = load_inputs(root, schemes=settings.schemes, drops=drops.names)
     points, baseline = view.points(inputs), view.baseline_accuracy(inputs)
-    output.mkdir(parents=True, exist_ok=True)
-    sheet = sheets.png(sheets.contact_sheet(rows, scale=3))
-    write_bytes(output / "contact_sheet.png", sheet)
     write_bytes(output / "privacy_utility.png", plots.privacy_utility_png(points, baseline))
     return f"Wrote {output / 'contact_sheet.png'} and {output / 'privacy_utility.png'}."
 
