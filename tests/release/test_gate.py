@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veilset.attacks.base import NO_PERSONS, SUITE_VERSION
+from veilset.attacks.base import NO_PERSONS, OTHER_KIND, SUITE_VERSION
 from veilset.errors import CorruptError, SettingsError
 from veilset.release.gate import (
     GateParams,
@@ -66,6 +66,17 @@ def test_sound_results_within_the_limits_pass(template: str) -> None:
     assert found["verdict"] == "pass"
     assert "Passes" in found["words"]
     assert found["worst"]["threshold"] == 0.2
+
+
+def test_an_attack_made_for_other_schemes_neither_passes_nor_holds_up() -> None:
+    elsewhere = absent("learned_inverse", f"{OTHER_KIND}: it adds no noise") | {"attack": "noise"}
+    found = verdict([*SOUND, elsewhere], "outside_trainer")
+    assert found["verdict"] == "pass"
+    assert [f["verdict"] for f in found["findings"] if f["attack"] == "noise"] == ["undecided"]
+    assert verdict([elsewhere], "outside_trainer")["verdict"] == "undecided"
+    # A required attack has no such excuse.
+    required = absent("learned_inverse", f"{OTHER_KIND}: it adds no noise")
+    assert verdict([required, *SOUND[1:]], "outside_trainer")["verdict"] == "undecided"
 
 
 def test_a_leak_fails_in_plain_words() -> None:

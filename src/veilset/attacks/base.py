@@ -65,6 +65,11 @@ KNOWLEDGE_WORDS: Mapping[str, str] = {
 NO_PERSONS = "the set names no persons"
 """The one reason for which a required attack may be absent: there is nothing to recognise."""
 
+OTHER_KIND = "not made for this kind of scheme"
+"""How the reason begins why a specific attack leaves a scheme alone, e.g. `...: it adds no noise`.
+
+Such an attack has nothing to say of the scheme, so it neither passes nor holds up a verdict."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 

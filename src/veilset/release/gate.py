@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilset.attacks.base import MIN_TARGETS, NO_PERSONS, SUITE_VERSION, Template
+from veilset.attacks.base import MIN_TARGETS, NO_PERSONS, OTHER_KIND, SUITE_VERSION, Template
 from veilset.errors import CorruptError
 from veilset.files import write_json
 from veilset.params import Params
@@ -188,7 +188,7 @@ def _stale(suite: str, params: GateParams) -> str | None:
 def _finding(result: Result, limits: Limits, params: GateParams, stale: str | None) -> Finding:
     if not result.applicable:
         reason = f"not applicable: {result.reason or 'no reason given'}"
-        excused = result.reason in params.EXCUSES
+        excused = result.reason in params.EXCUSES or _is_elsewhere(result, params)
         return Finding(result.attack, result.risk, "undecided", reason, counts=not excused)
     threshold = float(getattr(limits, result.risk))
     verdict, reason = _verdict(result, threshold, params, stale)
@@ -196,6 +196,12 @@ def _finding(result: Result, limits: Limits, params: GateParams, stale: str | No
         result.attack, result.risk, verdict, reason,
         result.value, result.low, result.high, threshold,
     )  # fmt: skip
+
+
+def _is_elsewhere(result: Result, params: GateParams) -> bool:
+    """The attack is made for other schemes, and nothing asks for it."""
+    asked = result.attack in params.required("public_release")
+    return not asked and (result.reason or "").startswith(OTHER_KIND)
 
 
 def _verdict(
