@@ -109,6 +109,51 @@ def test_the_same_key_gives_the_same_bytes_and_another_key_others(run: Run, tmp_
     assert not mine & {row.tobytes() for row in other.ids("train")}
 
 
+def test_a_scheme_that_learns_is_fitted_first_and_never_by_itself(run: Run, tmp_path: Path) -> None:
+    photographs(tmp_path / "in", count=40, broken=0)
+    scheme = ("--scheme", "mask_desensitization")
+    protect = ("protect", "in", "out", *scheme, "--demo-key")
+    code, _, err = run(*protect)
+    assert code == 1
+    assert "--fitted" in sentence(err)
+    assert not (tmp_path / "out").exists()
+    quick = ("--set", "epochs=1", "--set", "patch_px=16", "--device", "cpu")
+    code, out, err = run("fit", "in", "fitted", *scheme, *quick)
+    assert code == 0, err
+    assert "teacher_accuracy" in out
+    assert stat.S_IMODE((tmp_path / "fitted-private").stat().st_mode) == 0o700
+    code, _, err = run(*protect, "--fitted", "fitted")
+    assert code == 0, err
+    released = ImageSet.open(tmp_path / "out")
+    record = released.manifest.scheme or {}
+    assert record["parameters"]["patch_px"] == 16, "the parameters that it was fitted with"
+    mask, images = released.column("train", "mask"), released.images("train")
+    assert (images[mask == 0] == 128).all()
+    assert 0 < mask.mean() < 0.5
+    assert "another" not in err
+    code, _, err = run(*protect, "--fitted", "fitted", "--set", "keep=0.5")
+    assert code == 1
+    assert "fit it again" in sentence(err)
+    code, _, err = run("fit", "in", "other", "--scheme", "visualmixer")
+    assert code == 1
+    assert "learns nothing" in sentence(err)
+
+
+def test_the_ledger_adds_up_what_releases_spend(run: Run, tmp_path: Path) -> None:
+    photographs(tmp_path / "in", broken=0)
+    words = ("protect", "in", "out", "--demo-key", "--ledger", "ledger.parquet", "--scheme")
+    assert "24 images have spent 9 in 1 releases" in run(*words, "masked_image")[1]
+    assert "have spent 9 in 1 releases" in run(*words, "masked_image")[1], "the same release"
+    assert "have spent 14 in 2" in run(*words, "masked_image", "--set", "eps_n=4")[1]
+    assert "24 images have spent 14 in 2 releases" in run("ledger", "ledger.parquet")[1]
+    code, _, err = run(*words, "visualmixer")
+    assert code == 1
+    assert "guarantees nothing" in sentence(err)
+    code, _, err = run("ledger", "nothing.parquet")
+    assert code == 1
+    assert "no ledger" in sentence(err)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
