@@ -23,7 +23,7 @@ flow: setup  ## The same pipeline as a Prefect flow
 	@$(BIN)/python flows/pipeline.py
 
 test: setup  ## Run the tests (minutes)
-	@$(BIN)/pytest -m "not slow" -n auto --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadgroup
 
 test-slow: setup  ## Run the long tests (kills, large sets)
 	@$(BIN)/pytest -m slow --timeout=3600
