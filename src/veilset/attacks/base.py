@@ -37,7 +37,7 @@ from veilset.schemes.base import Scheme
 from veilset.schemes.plain import Plain
 from veilset.types import FloatArray, Ids, Images, IntArray, Labels
 
-SUITE_VERSION = "1"
+SUITE_VERSION = "2"
 """Raised whenever results of an older suite may no longer be compared with, or relied on."""
 
 MIN_TARGETS = 200
@@ -64,6 +64,9 @@ KNOWLEDGE_WORDS: Mapping[str, str] = {
 
 NO_PERSONS = "the set names no persons"
 """The one reason for which a required attack may be absent: there is nothing to recognise."""
+
+NO_ATTRIBUTE = "the set names no attribute beside the label"
+"""Likewise: there is nothing to infer."""
 
 OTHER_KIND = "not made for this kind of scheme"
 """How the reason begins why a specific attack leaves a scheme alone, e.g. `...: it adds no noise`.

@@ -14,7 +14,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilset.attacks.base import MIN_TARGETS, NO_PERSONS, OTHER_KIND, SUITE_VERSION, Template
+from veilset.attacks.base import (
+    MIN_TARGETS,
+    NO_ATTRIBUTE,
+    NO_PERSONS,
+    OTHER_KIND,
+    SUITE_VERSION,
+    Template,
+)
 from veilset.errors import CorruptError
 from veilset.files import write_json
 from veilset.params import Params
@@ -71,7 +78,7 @@ class GateParams(Params):
     max_suite_age: int = Field(0, ge=0, le=1000)
     min_targets: int = Field(MIN_TARGETS, ge=1)
 
-    EXCUSES: ClassVar[frozenset[str]] = frozenset({NO_PERSONS})
+    EXCUSES: ClassVar[frozenset[str]] = frozenset({NO_PERSONS, NO_ATTRIBUTE})
 
     def limits(self, template: Template) -> Limits:
         """The limits of a template."""
