@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ from veilset.params import Params
 from veilset.schemes.base import Scheme
 from veilset.schemes.plain import Plain
 from veilset.types import FloatArray, Ids, Images, IntArray, Labels
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUITE_VERSION = "2"
 """Raised whenever results of an older suite may no longer be compared with, or relied on."""
@@ -64,6 +67,9 @@ KNOWLEDGE_WORDS: Mapping[str, str] = {
 
 NO_PERSONS = "the set names no persons"
 """The one reason for which a required attack may be absent: there is nothing to recognise."""
+
+NO_NETWORK = "no CNN was given"
+"""Likewise: there is no model to attack."""
 
 NO_ATTRIBUTE = "the set names no attribute beside the label"
 """Likewise: there is nothing to infer."""
@@ -184,8 +190,36 @@ class Truth:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """A CNN that was trained on the released images, in the attacker's hands.
+
+    Attributes:
+        module: The classifier in evaluation mode: normalised float32 (N, C, H, W) to logits.
+        mean: Of each channel in units of 0..1, subtracted first; `std`, divided by then.
+        architecture: Its name in the registry, and `parameters`, its parameters there.
+        retrain: Trains another one by the published recipe on protected images uint8 (N, H, W, C)
+            and labels, with a seed.
+        outsiders: Protected by the owner like the release, but not trained on; truth included.
+    """
+
+    module: "nn.Module"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    architecture: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    retrain: Callable[[Images, Labels, int], "Network"] | None = None
+    outsiders: tuple[Release, Truth] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A release under attack: what is seen, who attacks, and the truth for scoring.
+
+    Attributes:
+        release: What was released.
+        attacker: What she owns.
+        truth: For scoring.
+        network: A CNN trained on the release, where one is published with it or without it.
 
     Raises:
         ValueError: Release and truth differ in their number of rows.
@@ -194,6 +228,7 @@ class Case:
     release: Release
     attacker: Attacker
     truth: Truth
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.release.images), len(self.release.labels), len(self.truth.originals),
