@@ -26,9 +26,9 @@ from veilset.attacks.apply_and_compare import (
     equal_images,
     exactly_first,
     folded,
-    in_order,
 )
 from veilset.attacks.base import AttackResult, Case
+from veilset.attacks.features import in_order
 from veilset.metrics.statistics import wilson
 from veilset.schemes.base import Scheme
 from veilset.schemes.fitted import Lessons

@@ -1,6 +1,7 @@
 """Linkage catches every planted leak, and nothing where nothing is left."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,12 @@ from veilset.attacks.features import (
 )
 from veilset.attacks.linkage import Linkage, LinkageParams
 from veilset.metrics.statistics import wilson
+from veilset.schemes.base import Scheme
 from veilset.schemes.plain import Plain
+from veilset.schemes.registry import make_scheme
 
 
-def link(scheme: Planted | Plain, **sizes: int) -> AttackResult:
+def link(scheme: Planted | Scheme[Any], **sizes: int) -> AttackResult:
     return Linkage(LinkageParams(versions=4)).run(digit_case(scheme, **sizes))
 
 
@@ -60,6 +63,21 @@ def test_chance_where_nothing_is_left(scheme: type[Planted]) -> None:
     assert found.low <= result.chance <= found.high
     assert result.value < 0.03
     assert result.oracle.value >= 0.99
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("negative_positive", {}),
+        ("learnable_encryption", {"extended": True}),
+        ("etc_encryption", {"keys": "per_image"}),
+        ("etc_encryption", {"block_px": 8}),
+    ],
+)
+def test_no_block_cipher_hides_the_values_of_its_blocks(name: str, values: dict[str, Any]) -> None:
+    result = link(make_scheme(name, values, "test"), targets=120)
+    assert result.value > 0.9
+    assert result.control.low <= result.chance <= result.control.high
 
 
 def test_black_images_score_exactly_chance() -> None:

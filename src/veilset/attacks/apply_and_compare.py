@@ -8,9 +8,8 @@ leave the values of a block as they are up to order and sign: brought into one o
 are equal again whatever their keys.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,15 +31,17 @@ from veilset.attacks.base import (
 )
 from veilset.attacks.features import (
     Batch,
+    InForm,
     Measure,
     Pairs,
     Plainly,
-    Planes,
+    Prepare,
     as_released,
+    flat,
+    folded,
     own_among_others,
     protect_as_attacker,
     protect_once,
-    region_sizes,
     split_attacker,
     tune,
 )
@@ -68,10 +69,6 @@ class ApplyAndCompareParams(AttackParams):
     tuning_share: float = Field(0.4, gt=0, lt=1)
 
     FULL: ClassVar[Mapping[str, Any]] = {"targets": 2000, "versions": 16, "auxiliary": 10_000}
-
-
-Prepare = Callable[[Images], Images]
-"""Brings protected images (N, H, W, C) into a form in which two versions are alike."""
 
 
 @dataclass(frozen=True)
@@ -133,27 +130,20 @@ class ApplyAndCompare(Attack[ApplyAndCompareParams, FittedComparison]):
         if progress:
             progress("apply_and_compare: tuning", 1, 2)
         judge = own_among_others(len(tuning.plain), params.gallery, rng)
-        table: dict[str, float] = {}
-        best: tuple[tuple[float, float], str, Prepare, Measure] | None = None
-        whole: dict[str, Prepare] = {"as it is": _as_it_is, "folded": folded}
-        for form, prepare in whole.items():
-            made, unseen = _prepared(fit, prepare), _prepared(tuning, prepare)
-            found = tune({form: as_released}, made, unseen, release.scheme, judge)
-            names = {form: found.score[0]} if prepare is folded else found.table
-            table |= names
-            if best is None or found.score[:2] > best[0]:
-                best = found.score[:2], found.name, prepare, found.measure
-        for form, prepare in orders(release.shape, release.scheme).items():
-            unseen = _prepared(tuning, prepare)
-            measure = Plainly(_flat)
-            score = judge(measure.distances(unseen.batch.images, unseen.plain))
-            table[form] = score[0]
-            if best is None or score > best[0]:
-                best = score, form, prepare, measure
-        if best is None:
-            raise ValueError("there is always the image as it is")
+        plainly = tune({"as it is": as_released}, fit, tuning, release.scheme, judge)
+        made, unseen = _prepared(fit, folded), _prepared(tuning, folded)
+        either = tune({"folded": as_released}, made, unseen, release.scheme, judge)
+        table = {**plainly.table, "folded": either.score[0]}
         repeats = bool(np.array_equal(tuning.batch.images, tuning.plain))
-        return FittedComparison(*best[1:], table, release.scheme, attacker, repeats)
+        plain_wins = plainly.score[:3] >= either.score[:3]
+        chosen = plainly if plain_wins else either
+        prepare: Prepare = _as_it_is if plain_wins else folded
+        measure = chosen.measure
+        if isinstance(measure, InForm):
+            prepare, measure = _after(prepare, measure.prepare), Plainly(flat)
+        return FittedComparison(
+            chosen.name, prepare, measure, table, release.scheme, attacker, repeats
+        )
 
     def _measure(self, fitted: FittedComparison, case: Case, rng: np.random.Generator) -> Scores:
         originals = case.truth.originals
@@ -215,71 +205,12 @@ def exactly_first(distances: FloatArray, equal: npt.NDArray[np.bool_]) -> None:
         distances[equal] = distances.min() - 1.0
 
 
-# --- Forms ------------------------------------------------------------------------------------
-
-
 def _as_it_is(images: Images) -> Images:
     return images
 
 
-def folded(images: Images) -> Images:
-    """min(v, 255 - v) of each value, the channels of a pixel in ascending order; (N, H, W, C)."""
-    return np.sort(np.minimum(images, 255 - images), axis=-1)
-
-
-def orders(shape: tuple[int, int, int], scheme: Scheme[Any]) -> dict[str, Prepare]:
-    """Forms that no permutation and negation inside blocks changes, nor one of the blocks.
-
-    Args:
-        shape: (H, W, C).
-        scheme: Its parameters tell sizes of blocks; without any, 4 and 8 are tried.
-
-    Returns:
-        Forms by name.
-
-    Source: the invariants that the ciphers' risk notes name.
-    """
-    sizes = [side for side in sorted(region_sizes(scheme) or {4, 8}) if side <= min(shape[:2])]
-    return {
-        f"{'half-bytes' if half else 'bytes'} of {'loose ' if loose else ''}blocks of {side}":
-            partial(in_order, side=side, half=half, loose=loose)
-        for side in sizes for half in (False, True) for loose in (False, True)
-    }  # fmt: skip
-
-
-def in_order(images: Images, side: int, half: bool, loose: bool) -> Images:
-    """Values up to negation in ascending order in each whole block.
-
-    Args:
-        images: uint8 (N, H, W, C).
-        side: Height and width of a block in pixels.
-        half: Take half-bytes h up to 15 - h, in place of bytes v up to 255 - v.
-        loose: The blocks are brought into an order as well.
-
-    Returns:
-        uint8 (N, blocks, values of a block, 1).
-
-    Source: ours.
-    """
-    n, height, width, _ = images.shape
-    down, right = height // side, width // side
-    cut = images[:, : down * side, : right * side]
-    if half:
-        low, high = cut & 15, cut >> 4
-        cut = np.concatenate([np.minimum(low, 15 - low), np.minimum(high, 15 - high)], axis=-1)
-    else:
-        cut = np.minimum(cut, 255 - cut)
-    blocks = cut.reshape(n, down, side, right, side, -1).transpose(0, 1, 3, 2, 4, 5)
-    made = np.sort(blocks.reshape(n, down * right, -1), axis=-1)
-    if loose:
-        # As strings of bytes, which sort fast.
-        strings = np.ascontiguousarray(made).view(f"S{made.shape[-1]}")
-        made = np.sort(strings, axis=1).view(np.uint8).reshape(made.shape)
-    return made[..., None]
-
-
-def _flat(images: Planes) -> FloatArray:
-    return np.asarray(images, dtype=np.float64).reshape(len(images), -1)
+def _after(first: Prepare, then: Prepare) -> Prepare:
+    return lambda images: then(first(images))
 
 
 def _prepared(pairs: Pairs, prepare: Prepare) -> Pairs:

@@ -5,11 +5,11 @@ itself, or a restoration). A *measure* compares views with candidates. An attack
 with every measure on her own images under her own key, and uses the best on the release.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,17 +62,18 @@ def _areas(old: int, new: int) -> FloatArray:
     return np.asarray(np.maximum(overlap, 0.0) * new / old)
 
 
-def _flat(images: Planes) -> FloatArray:
+def flat(images: Planes) -> FloatArray:
+    """All values of an image as one row, float64 (N, H * W * C)."""
     return np.asarray(images, dtype=np.float64).reshape(len(images), -1)
 
 
 def _pixels(images: Planes) -> FloatArray:
     height, width = (min(side, MAX_SIDE) for side in images.shape[1:3])
-    return _flat(area_resize(images, height, width))
+    return flat(area_resize(images, height, width))
 
 
 def _thumbnail(images: Planes, side: int = 8) -> FloatArray:
-    return _flat(area_resize(images, side, side))
+    return flat(area_resize(images, side, side))
 
 
 def _blurred(images: Planes) -> FloatArray:
@@ -170,6 +171,69 @@ def region_sizes(scheme: Scheme[Any] | None) -> set[int]:
         if any(mark in name for mark in marks) and type(value) is int and value >= 2
     }  # fmt: skip
     return own.union(*(region_sizes(step) for step in steps))
+
+
+# --- Forms: images (N, H, W, C) -> images in which what is shuffled is alike ---------------------
+
+
+Prepare = Callable[[Images], Images]
+"""Brings images (N, H, W, C) into a form in which they resemble their protected versions."""
+
+
+def folded(images: Images) -> Images:
+    """min(v, 255 - v) of each value, the channels of a pixel in ascending order; (N, H, W, C)."""
+    return np.sort(np.minimum(images, 255 - images), axis=-1)
+
+
+def block_forms(shape: tuple[int, int, int], sizes: Iterable[int]) -> dict[str, Prepare]:
+    """Forms that no permutation and negation inside blocks changes, nor one of the blocks.
+
+    Args:
+        shape: (H, W, C).
+        sizes: Heights (and widths) of blocks in pixels; what is larger than the image is left out.
+
+    Returns:
+        Forms by name.
+
+    Source: the invariants that the ciphers' risk notes name.
+    """
+    sizes = [side for side in sorted(sizes) if side <= min(shape[:2])]
+    return {
+        f"{'half-bytes' if half else 'bytes'} of {'loose ' if loose else ''}blocks of {side}":
+            partial(in_order, side=side, half=half, loose=loose)
+        for side in sizes for half in (False, True) for loose in (False, True)
+    }  # fmt: skip
+
+
+def in_order(images: Images, side: int, half: bool, loose: bool) -> Images:
+    """Values up to negation in ascending order in each whole block.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        side: Height and width of a block in pixels.
+        half: Take half-bytes h up to 15 - h, in place of bytes v up to 255 - v.
+        loose: The blocks are brought into an order as well.
+
+    Returns:
+        uint8 (N, blocks, values of a block, 1).
+
+    Source: ours.
+    """
+    n, height, width, _ = images.shape
+    down, right = height // side, width // side
+    cut = images[:, : down * side, : right * side]
+    if half:
+        low, high = cut & 15, cut >> 4
+        cut = np.concatenate([np.minimum(low, 15 - low), np.minimum(high, 15 - high)], axis=-1)
+    else:
+        cut = np.minimum(cut, 255 - cut)
+    blocks = cut.reshape(n, down, side, right, side, -1).transpose(0, 1, 3, 2, 4, 5)
+    made = np.sort(blocks.reshape(n, down * right, -1), axis=-1)
+    if loose:
+        # As strings of bytes, which sort fast.
+        strings = np.ascontiguousarray(made).view(f"S{made.shape[-1]}")
+        made = np.sort(strings, axis=1).view(np.uint8).reshape(made.shape)
+    return made[..., None]
 
 
 # --- Measures: two sets of planes -> distances ------------------------------------------------
@@ -271,6 +335,20 @@ class BlockVote:
         return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, down * right, -1)
 
 
+@dataclass(frozen=True)
+class InForm:
+    """Euclidean distance in a form that permutations and negations do not change."""
+
+    prepare: Prepare
+
+    def distances(self, views: Planes, candidates: Planes) -> FloatArray:
+        """float64 (T, N); planes are grey levels as they were released."""
+        mine, theirs = (
+            flat(self.prepare(planes.astype(np.uint8))) for planes in (views, candidates)
+        )
+        return squared_distances(mine, theirs)
+
+
 def _unit(rows: FloatArray) -> FloatArray:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
@@ -308,6 +386,10 @@ def measures_for(
         measures |= {"agreement:25": Agreement(0.25), "agreement:50": Agreement(0.5)}
         for rows, columns in block_sizes(scheme, height, width):
             measures[f"block_vote:{rows}x{columns}"] = BlockVote(rows, columns)
+        measures["folded"] = InForm(folded)
+        sizes = region_sizes(scheme) or {4, 8}
+        for form, prepare in block_forms((height, width, channels), sizes).items():
+            measures[form] = InForm(prepare)
     return measures
 
 
@@ -394,18 +476,18 @@ def column_blocks(batch: Batch, bits: bool) -> Iterator[npt.NDArray[np.float32]]
     Pixels, their means over a grid of 16 x 16, their bits if asked for, and numeric side
     information (what is not a number there counts as 0).
     """
-    flat = batch.images.reshape(len(batch.images), -1)
-    for start in range(0, flat.shape[1], _BLOCK):
-        yield flat[:, start : start + _BLOCK].astype(np.float32)
+    values = batch.images.reshape(len(batch.images), -1)
+    for start in range(0, values.shape[1], _BLOCK):
+        yield values[:, start : start + _BLOCK].astype(np.float32)
     height, width = (min(size, 16) for size in batch.images.shape[1:3])
-    yield _flat(area_resize(batch.images, height, width)).astype(np.float32)
+    yield flat(area_resize(batch.images, height, width)).astype(np.float32)
     if bits:
-        for start in range(0, flat.shape[1], _BLOCK // 8):
-            yield np.unpackbits(flat[:, start : start + _BLOCK // 8], axis=1).astype(np.float32)
+        for start in range(0, values.shape[1], _BLOCK // 8):
+            yield np.unpackbits(values[:, start : start + _BLOCK // 8], axis=1).astype(np.float32)
     for name in sorted(batch.side):
-        values = batch.side[name]
-        if values.dtype.kind in "biuf":
-            yield np.nan_to_num(values.reshape(len(values), -1).astype(np.float32))
+        column = batch.side[name]
+        if column.dtype.kind in "biuf":
+            yield np.nan_to_num(column.reshape(len(column), -1).astype(np.float32))
 
 
 def grid_columns(shape: tuple[int, ...]) -> IntArray:
@@ -470,7 +552,7 @@ def fit_linear(
     """
     fit = fit.take(np.arange(min(limit, len(fit.plain)), dtype=np.int64))
     height, width = (min(side, size) for size in fit.plain.shape[1:3])
-    targets = _flat(area_resize(fit.plain, height, width))
+    targets = flat(area_resize(fit.plain, height, width))
     ranked = most_telling(fit.batch, fit.plain, bits)
     choices = [np.sort(ranked[:count]) for count in sorted({min(c, len(ranked)) for c in KEPT})]
     if not bits or not len(ranked):
@@ -557,7 +639,7 @@ class Pairs:
 
 def protect_as_attacker(
     scheme: Scheme[Any], attacker: Attacker, part: BoolArray, versions: int,
-    rng: np.random.Generator, shift: int = 0,
+    rng: np.random.Generator, shift: int = 0, keys: str | None = None,
 ) -> list[Pairs]:  # fmt: skip
     """Protects a part of the attacker's images several times, under fresh keys and fresh ids.
 
@@ -570,6 +652,8 @@ def protect_as_attacker(
         versions: How many times.
         rng: Source of ids and shifts.
         shift: All versions but the first move each image by up to so many pixels beforehand.
+        keys: Calls of one name have the same keys, a version each. Without a name they are of
+            this call alone: what was fitted to one key would look good on others of that key.
 
     Returns:
         One `Pairs` a version, rows in the same order.
@@ -583,9 +667,10 @@ def protect_as_attacker(
     rows = chosen[usable_rows(scheme, attacker.labels[chosen])]
     plain, labels = attacker.images[rows], attacker.labels[rows]
     made = []
+    name = rng.bytes(8).hex() if keys is None else keys
     for version in range(versions):
         moved = _moved(plain, shift, rng) if version and shift else plain
-        batch = protect_once(scheme, attacker, moved, labels, f"version {version}", rng)
+        batch = protect_once(scheme, attacker, moved, labels, f"{name} {version}", rng)
         made.append(Pairs(batch, moved, rows))
     return made
 
@@ -660,8 +745,14 @@ def split_attacker(
 # --- Tuning -----------------------------------------------------------------------------------
 
 
-Score = tuple[float, float, float]
-"""Rank-1, average precision, and minus the mean error of the view: compared in this order."""
+Score = tuple[float, float, float, float]
+"""Rank-1, average precision, margin, and minus the mean error of the view, compared in this order.
+
+The margin decides where few tuning images make several variants look perfect.
+"""
+
+UNTUNED: Final[Score] = (0.0, 0.0, 0.0, 0.0)
+"""Of a matcher that could not be tuned."""
 
 
 @dataclass(frozen=True)
@@ -703,8 +794,8 @@ def like(candidates: Images, views: Planes) -> Planes:
     return area_resize(candidates, *views.shape[1:3])
 
 
-Judge = Callable[[FloatArray], tuple[float, float]]
-"""Rank-1 and average precision of distances (T, N)."""
+Judge = Callable[[FloatArray], tuple[float, float, float]]
+"""Rank-1, average precision and margin of distances (T, N)."""
 
 
 def own_among_others(n: int, size: int, rng: np.random.Generator) -> Judge:
@@ -720,11 +811,20 @@ def own_among_others(n: int, size: int, rng: np.random.Generator) -> Judge:
     return lambda distances: judge_first(pick(distances, galleries))
 
 
-def judge_first(drawn: FloatArray) -> tuple[float, float]:
-    """Rank-1 and average precision of galleries whose column 0 is the sought one."""
+def judge_first(drawn: FloatArray) -> tuple[float, float, float]:
+    """Rank-1, average precision and margin of galleries whose column 0 is the sought one.
+
+    The margin is how far the nearest other one is beyond the sought one, as a share of how far the
+    others are on average; the median over rows, -1..1.
+    """
     before, tied = places(drawn, np.zeros(len(drawn), dtype=np.int64))
     first = np.clip((1 - before) / tied, 0.0, 1.0)
-    return float(first.mean()), float((1.0 / (before + tied)).mean())
+    margin = 0.0
+    if drawn.shape[1] > 1:
+        own, others = drawn[:, 0], drawn[:, 1:]
+        apart = np.maximum(np.abs(others.mean(axis=1) - own), 1e-12)
+        margin = float(np.median(np.clip((others.min(axis=1) - own) / apart, -1.0, 1.0)))
+    return float(first.mean()), float((1.0 / (before + tied)).mean()), margin
 
 
 def tune(
@@ -743,7 +843,7 @@ def tune(
         by_view: `table` lists views alone; else the features of the released image as well.
 
     Returns:
-        The best pair; rank-1 decides, then average precision, then the error of the view.
+        The best pair; rank-1 decides, then average precision, the margin, the error of the view.
 
     Raises:
         ValueError: There is no view.
@@ -765,8 +865,8 @@ def tune(
     return replace(best, table=_table(tried, by_view))
 
 
-def _rate(distances: FloatArray, judge: Judge) -> tuple[float, float]:
-    return judge(distances) if np.isfinite(distances).all() else (-1.0, -1.0)
+def _rate(distances: FloatArray, judge: Judge) -> tuple[float, float, float]:
+    return judge(distances) if np.isfinite(distances).all() else (-1.0, -1.0, -1.0)
 
 
 def _table(tried: Sequence[Matcher], by_view: bool) -> dict[str, float]:

@@ -28,6 +28,7 @@ from veilset.attacks.base import (
     Template,
 )
 from veilset.attacks.features import (
+    UNTUNED,
     Aligned,
     Batch,
     Matcher,
@@ -158,7 +159,7 @@ def _untuned(release: Release) -> Matcher:
     feature = features_for(release.shape, None)["edges"]
     values = feature(fold_view(batch_of(release)))
     usual = np.stack([values.mean(axis=0), values.std(axis=0) + 1.0])
-    return Matcher("fold/edges", fold_view, Aligned(feature, usual, usual), (0.0, 0.0, 0.0), {})
+    return Matcher("fold/edges", fold_view, Aligned(feature, usual, usual), UNTUNED, {})
 
 
 # --- Restorations -----------------------------------------------------------------------------

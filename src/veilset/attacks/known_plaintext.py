@@ -209,9 +209,11 @@ class KnownPlaintext(Attack[KnownPlaintextParams, FittedDecryption]):
             raise TypeError("this attack needs known pairs: start it by run()")
         params = self.params
         fitting, tuned = split_attacker(attacker, params.tuning_share, params.auxiliary, rng)
-        # Version 0 of either part has the same key, so she rehearses with pairs of her own.
-        fit = protect_as_attacker(release.scheme, attacker, fitting, 1, rng)[0]
-        tuning = protect_as_attacker(release.scheme, attacker, tuned, 1, rng)[0]
+        # Either part has the same key, so she rehearses with pairs of her own.
+        fit, tuning = (
+            protect_as_attacker(release.scheme, attacker, part, 1, rng, keys="rehearsal")[0]
+            for part in (fitting, tuned)
+        )
         rehearsed = fit.take(np.arange(len(fit.plain)) < len(attacker.known_plain))
         found = layouts(release.shape, release.scheme)
         if like is not None:

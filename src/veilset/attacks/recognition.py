@@ -30,6 +30,7 @@ from veilset.attacks.base import (
     rank_frame,
 )
 from veilset.attacks.features import (
+    UNTUNED,
     Batch,
     Judge,
     Matcher,
@@ -142,7 +143,7 @@ class Recognition(Attack[RecognitionParams, FittedRecognition]):
         released: dict[str, View] = {"released": as_released}
         twice = tune(released, alike, tuning, release.scheme, judge, candidates=last.batch.images)
         table = {**plainly.table, "protected gallery": max(twice.table.values())}
-        if twice.score[:2] > plainly.score[:2]:
+        if twice.score[:3] > plainly.score[:3]:
             chosen = replace(twice, table=table)
             return FittedRecognition(chosen, everyone.batch.images, names, "protected")
         return FittedRecognition(
@@ -238,4 +239,4 @@ def _untuned(fit: Pairs) -> Matcher:
     """A thumbnail, for people of whom the attacker has a single photograph each."""
     views = as_released(fit.batch)
     measure = measures_for(views, fit.plain, None, False)["thumbnail"]
-    return Matcher("released/thumbnail, untuned", as_released, measure, (0.0, 0.0, 0.0), {})
+    return Matcher("released/thumbnail, untuned", as_released, measure, UNTUNED, {})
