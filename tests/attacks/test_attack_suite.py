@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
+import pandas as pd
 import pytest
-from attack_cases import Noise, digit_case
+from attack_cases import Noise, digit_case, pattern_case
 
 import veilset.attacks.suite as suite_module
 from veilset.attacks.base import SUITE_VERSION
@@ -79,3 +80,23 @@ def test_a_failed_write_leaves_no_results(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="full"):
         found.write(tmp_path)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_repeated_attacks_are_joined_over_seeds_persons_and_images() -> None:
+    case = pattern_case(Noise())
+    once, thrice = (
+        make_attack("linkage", {"targets": 60, "versions": 1, "repeats": count}, "x").run(case)
+        for count in (1, 3)
+    )
+    assert (once.method, thrice.method) == ("cluster_bootstrap", "hierarchical_bootstrap")
+    assert thrice.details["repeats"] == 3.0
+    assert len(thrice.scores) == 3 * len(once.scores)
+    first = thrice.scores[thrice.scores["repeat"] == 0].drop(columns="repeat")
+    pd.testing.assert_frame_equal(first.reset_index(drop=True), once.scores)
+    main = thrice.scores[thrice.scores["anchor"] == "main"]
+    assert thrice.value == pytest.approx(main["success"].mean())
+    assert thrice.targets == main["target"].nunique() > 60
+    assert thrice.low <= thrice.chance <= thrice.high
+    assert thrice.seed == case.attacker.seed
+    again = make_attack("linkage", {"targets": 60, "versions": 1, "repeats": 3}, "x").run(case)
+    assert again.to_json() | {"seconds": 0} == thrice.to_json() | {"seconds": 0}

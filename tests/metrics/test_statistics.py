@@ -11,6 +11,8 @@ from veilset.metrics.statistics import (
     clopper_pearson,
     cluster_bootstrap,
     effective_trials,
+    hierarchical_bootstrap,
+    holm,
     residual_risk,
     wilson,
 )
@@ -106,3 +108,60 @@ def test_residual_limits_cover_the_truth() -> None:
         found = residual_risk(attack, control)
         covered += found.low <= truth <= found.high
     assert covered >= 372
+
+
+def test_nested_draws_are_as_sure_as_their_outermost_clusters() -> None:
+    # Seeds that agree add images; seeds that do not are worth as many trials as there are seeds.
+    rng = np.random.default_rng(0)
+    seeds, persons = np.repeat(np.arange(5), 100), np.tile(np.repeat(np.arange(50), 2), 5)
+    agreeing = (rng.random(500) < 0.5).astype(np.float64)
+    apart = np.repeat([0.0, 1.0, 0.0, 1.0, 1.0], 100)
+    close = hierarchical_bootstrap(agreeing, [seeds, persons], np.random.default_rng(1), draws=300)
+    wide = hierarchical_bootstrap(apart, [seeds, persons], np.random.default_rng(1), draws=300)
+    assert close.high - close.low < 0.2
+    assert wide.high - wide.low > 0.6
+    assert wide.value == pytest.approx(0.6)
+
+
+def test_nested_draws_cover_a_rate_with_spread_at_every_level() -> None:
+    rng = np.random.default_rng(0)
+    seeds, persons = np.repeat(np.arange(12), 40), np.repeat(np.arange(12 * 10), 4)
+    covered = 0
+    for _ in range(60):
+        logit = 0.5 * rng.standard_normal(12)[seeds] + rng.standard_normal(120)[persons]
+        values = (rng.random(480) < 1 / (1 + np.exp(-logit))).astype(np.float64)
+        found = hierarchical_bootstrap(values, [seeds, persons], rng, draws=200)
+        covered += found.low <= 0.5 <= found.high
+    assert covered >= 0.9 * 60
+
+
+def test_nested_draws_keep_to_their_parents() -> None:
+    # Persons of the same name in two seeds are two persons; each seed has values of its own.
+    seeds, persons = np.array([0, 0, 1, 1]), np.array(["a", "b", "a", "b"])
+    values = np.array([0.0, 0.0, 1.0, 1.0])
+    found = hierarchical_bootstrap(values, [seeds, persons], np.random.default_rng(0), draws=400)
+    # Of two seeds drawn, both are the second one a quarter of the time: all ones.
+    assert (found.low, found.high) == (0.0, 1.0)
+    again = hierarchical_bootstrap(values, [seeds, persons], np.random.default_rng(0), draws=400)
+    assert found == again
+    with pytest.raises(ValueError, match="level"):
+        hierarchical_bootstrap(values, [], np.random.default_rng(0))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_the_step_down_rule(p_values: list[float]) -> None:
+    adjusted = holm(np.array(p_values))
+    assert (adjusted >= np.array(p_values) - 1e-12).all()
+    for level in (0.01, 0.05, 0.5):
+        rejected: set[int] = set()
+        for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+            if p_values[place] * (len(p_values) - rank) > level:
+                break
+            rejected.add(int(place))
+        assert set(np.flatnonzero(adjusted <= level)) == rejected
+
+
+def test_holm_of_a_known_case() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    with pytest.raises(ValueError, match="p-value"):
+        holm(np.array([1.5]))

@@ -81,7 +81,7 @@ class AttributeInferenceParams(AttackParams):
     learning_rate: float = Field(3e-3, gt=0, le=1)
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "targets": 5000, "versions": 8, "auxiliary": 20_000, "steps": 5000,
+        "targets": 5000, "repeats": 3, "versions": 8, "auxiliary": 20_000, "steps": 5000,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import Field
 
 from veilset.errors import ProtectionError
 from veilset.keys import Key
@@ -29,6 +30,7 @@ from veilset.metrics.statistics import (
     CONFIDENCE,
     Interval,
     cluster_bootstrap,
+    hierarchical_bootstrap,
     residual_risk,
     wilson,
 )
@@ -393,9 +395,12 @@ class AttackParams(Params):
 
     Attributes:
         FULL: The values that differ in `full`.
+        repeats: How many times the whole attack runs, each time with a seed and targets of its own:
+            for attacks that train, whose luck differs from seed to seed.
     """
 
     FULL: ClassVar[Mapping[str, Any]] = {}
+    repeats: int = Field(1, ge=1, le=100)
 
     @classmethod
     def for_effort(cls, effort: Effort, values: Mapping[str, Any], where: str) -> "AttackParams":
@@ -493,7 +498,7 @@ class Attack(ABC, Generic[P, F]):
         reason = self.applies(case)
         if reason is None:
             try:
-                result = self._run(case, progress)
+                result = self._repeat(case, progress)
             except Diverged as outcome:
                 result = self._diverged(case, str(outcome))
             except ProtectionError as error:
@@ -501,6 +506,44 @@ class Attack(ABC, Generic[P, F]):
         if reason is not None:
             result = replace(self._blank(case), applicable=False, reason=reason)
         return replace(result, seconds=round(perf_counter() - started, 2))
+
+    def _repeat(self, case: Case, progress: Progress | None) -> AttackResult:
+        """Runs as often as asked, and joins what came out."""
+        seeds = [case.attacker.seed + number for number in range(self.params.repeats)]
+        cases = [replace(case, attacker=replace(case.attacker, seed=seed)) for seed in seeds]
+        results = [self._run(one, progress) for one in cases]
+        return results[0] if len(results) == 1 else self._join(case, results)
+
+    def _join(self, case: Case, results: Sequence[AttackResult]) -> AttackResult:
+        """One result of several: rates over all targets of all seeds, intervals by nested draws."""
+        scores = pd.concat(
+            [result.scores.assign(repeat=number) for number, result in enumerate(results)],
+            ignore_index=True,
+        )
+        draws = _generators(case.attacker.seed, f"{self.name}, joined")
+        names = dict(
+            zip((str(target) for target in case.truth.ids), case.truth.groups, strict=True)
+        )
+        rates = {
+            str(anchor): _nested_interval(part, names, next(draws))
+            for anchor, part in scores.groupby("anchor", sort=True)
+        }
+        rate = rates["main"]
+        main = scores[scores["anchor"] == "main"]
+        details = pd.DataFrame([dict(result.details) for result in results])
+        variants = pd.DataFrame([dict(result.variants) for result in results])
+        return replace(
+            results[0], value=rate.value, low=rate.low, high=rate.high,
+            method="hierarchical_bootstrap", targets=int(main["target"].nunique()),
+            control=rates["control"], oracle=rates["oracle"],
+            residual=residual_risk(rate, rates["control"]),
+            variant="; ".join(dict.fromkeys(str(result.variant) for result in results)),
+            variants={str(name): float(mean) for name, mean in variants.mean().items()},
+            details={str(name): float(mean) for name, mean in details.mean().items()}
+            | {"repeats": float(len(results))},
+            status=self._status(rates["oracle"], int(main["target"].nunique())),
+            words=self._words(rate.value), seed=case.attacker.seed, scores=scores,
+        )  # fmt: skip
 
     def _run(self, case: Case, progress: Progress | None) -> AttackResult:
         draws = _generators(case.attacker.seed, self.name)
@@ -628,6 +671,16 @@ def _interval(scores: Scores, groups: Groups, rng: np.random.Generator) -> Inter
         return wilson(float(success.sum()), len(success))
     alone = np.char.add("row ", np.arange(len(groups)).astype(str))
     return cluster_bootstrap(success, np.where(groups == "", alone, groups.astype(str)), rng)
+
+
+def _nested_interval(
+    scores: pd.DataFrame, names: Mapping[str, str], rng: np.random.Generator
+) -> Interval:
+    """The interval of the rate over seeds, persons and their images."""
+    targets = scores["target"].astype(str)
+    persons = np.array([names.get(target) or f"image {target}" for target in targets], dtype=str)
+    success = scores["success"].to_numpy(dtype=np.float64)
+    return hierarchical_bootstrap(success, [scores["repeat"].to_numpy(), persons], rng)
 
 
 def _details(anchors: Mapping[str, Scores]) -> dict[str, float]:

@@ -93,8 +93,8 @@ class LearnedInverseParams(AttackParams):
     learning_rate: float = Field(3e-3, gt=0, le=1)
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "targets": 2000, "versions": 16, "auxiliary": 20_000, "work_side": 64, "base": 32,
-        "depth": 3, "fold": 1, "steps": 6000, "oracle_steps": 1000, "batch": 64,
+        "targets": 2000, "repeats": 3, "versions": 16, "auxiliary": 20_000, "work_side": 64,
+        "base": 32, "depth": 3, "fold": 1, "steps": 6000, "oracle_steps": 1000, "batch": 64,
     }  # fmt: skip
 
 
