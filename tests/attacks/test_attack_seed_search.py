@@ -12,7 +12,6 @@ from attack_cases import Black, Noise, NoParams, Planted, digit_case
 from veilset.attacks.base import OTHER_KIND, AttackResult, Case
 from veilset.attacks.seed_search import (
     PASSPHRASES,
-    AddressedRelease,
     SeedSearch,
     SeedSearchParams,
     SmallSeed,
@@ -91,7 +90,7 @@ def case_of(
     release = replace(case.release, images=made.images, scheme=scheme, side=made.side)
     if addressed:
         published = scheme.stream(key).published_ids(ids)
-        release = AddressedRelease(**vars(release), published_ids=published)
+        release = replace(release, published_ids=published)
     return replace(case, release=release)
 
 

@@ -54,6 +54,10 @@ def test_each_target_is_linked_to_its_own_original(
     assert {row.tobytes().hex() for row in case.attacker.ids} == owned
     assert not owned & set(case.truth.ids)
     assert case.attacker.key.fingerprint != KEY.fingerprint
+    ids = np.array([list(bytes.fromhex(name)) for name in case.truth.ids], dtype=np.uint8)
+    np.testing.assert_array_equal(
+        case.release.published_ids, Plain().stream(KEY).published_ids(ids)
+    )
 
 
 def test_an_image_of_two_drops_counts_once(tmp_path: Path) -> None:
@@ -91,6 +95,7 @@ def test_originals_are_found_by_the_key_alone(tmp_path: Path) -> None:
     labels = np.zeros(len(ids), dtype=np.int64)
     again = scheme.protect(case.truth.originals, labels, ids, KEY).images
     np.testing.assert_array_equal(again, case.release.images)
+    np.testing.assert_array_equal(case.release.published_ids, scheme.stream(KEY).published_ids(ids))
     with pytest.raises(SettingsError, match="key"):
         case_from_originals(public, private, scheme, Key(bytes(32)), seed=0, effort="quick")
 

@@ -101,12 +101,14 @@ class Release:
         labels: Published labels, int64 (N,).
         scheme: The algorithm and its parameters (the key is not in it).
         side: Published side information by name, one row an image.
+        published_ids: The ids under which the images are published, uint8 (N, 16), where known.
     """
 
     images: Images
     labels: Labels
     scheme: Scheme[Any]
     side: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    published_ids: Ids | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -117,7 +119,10 @@ class Release:
     def take(self, rows: IntArray) -> "Release":
         """The release of these rows only, in their order."""
         side = {name: values[rows] for name, values in self.side.items()}
-        return replace(self, images=self.images[rows], labels=self.labels[rows], side=side)
+        ids = None if self.published_ids is None else self.published_ids[rows]
+        return replace(
+            self, images=self.images[rows], labels=self.labels[rows], side=side, published_ids=ids
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +271,10 @@ class Case:
 
     def oracle(self) -> "Case":
         """The same case without protection: what the attack can do at best."""
-        release = replace(self.release, images=self.truth.originals, side={}, scheme=Plain())
+        release = Release(
+            images=self.truth.originals, labels=self.release.labels, scheme=Plain(),
+            published_ids=self.release.published_ids,
+        )  # fmt: skip
         return replace(self, release=release)
 
 

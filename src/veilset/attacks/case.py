@@ -54,6 +54,7 @@ class _Targets:
 
     images: Images
     labels: Labels
+    published_ids: Ids
     side: Columns
     originals: Images
     ids: Texts
@@ -210,6 +211,7 @@ def _pick(images: ImageSet, places: Sequence[tuple[str, int]], scheme: Scheme[An
     """Released rows by split and number, in the order given."""
     pixels = np.empty((len(places), *images.shape), dtype=np.uint8)
     labels = np.empty(len(places), dtype=np.int64)
+    ids = np.empty((len(places), 16), dtype=np.uint8)
     side: Columns = {}
     for split in images.splits:
         at = np.array([i for i, (name, _) in enumerate(places) if name == split], dtype=np.int64)
@@ -217,11 +219,14 @@ def _pick(images: ImageSet, places: Sequence[tuple[str, int]], scheme: Scheme[An
             continue
         rows = np.array([places[i][1] for i in at], dtype=np.int64)
         pixels[at], labels[at] = images.images(split, rows), images.labels(split)[rows]
+        ids[at] = images.ids(split)[rows]
         for name in images.manifest.columns:
             values = images.column(split, name)[rows]
             side.setdefault(name, np.empty((len(places), *values.shape[1:]), values.dtype))
             side[name][at] = values
-    return Release(images=pixels, labels=labels, scheme=scheme, side=side)
+    return Release(
+        images=pixels, labels=labels, scheme=scheme, side=side, published_ids=ids
+    )  # fmt: skip
 
 
 def attacker_key(seed: int) -> Key:
@@ -251,6 +256,7 @@ def _targets(
         labels=np.concatenate([p.labels for p in parts]),
         scheme=scheme,
         side=side,
+        published_ids=np.concatenate([p.published_ids for p in parts]),
     )
     truth = Truth(
         originals=np.concatenate([p.originals for p in parts]),
@@ -282,6 +288,7 @@ def _linked(drop: Released, split: str, links: pd.DataFrame) -> _Targets:
     return _Targets(
         images=public.images(split, shown),
         labels=public.labels(split)[shown],
+        published_ids=public.ids(split)[shown],
         side={name: public.column(split, name)[shown] for name in public.manifest.columns},
         originals=private.images(split, source),
         ids=links["id"].to_numpy(dtype=object),

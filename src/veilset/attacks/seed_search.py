@@ -100,22 +100,6 @@ class SeedSearchParams(AttackParams):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddressedRelease(Release):
-    """A release with the ids that its images are published under.
-
-    Attributes:
-        published_ids: uint8 (N, 16).
-    """
-
-    published_ids: Ids
-
-    def take(self, rows: IntArray) -> "AddressedRelease":
-        """The release of these rows only, in their order."""
-        taken = super().take(rows)
-        return replace(taken, published_ids=self.published_ids[rows])  # type: ignore[call-arg, return-value]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Holder(Attacker):
     """An attacker who holds originals of the release, and does not know which is which.
 
@@ -263,9 +247,9 @@ class SeedSearch(Attack[SeedSearchParams, FittedSearch]):
             way = search.check(guess)
             if way is not None:
                 return guess, way
-        if isinstance(search.release, AddressedRelease) and not pooled:
+        if (published := search.release.published_ids) is not None and not pooled:
             for guess in guesses(_POOL_BITS, _POOL_BITS):
-                if search.check_published(guess, search.release.published_ids):
+                if search.check_published(guess, published):
                     return guess, None
         return None
 
@@ -495,8 +479,8 @@ def _links(fitted: FittedSearch, release: Release, candidates: Images, labels: L
         return np.zeros(shape, dtype=np.bool_)
     key = fitted.guess.key
     if fitted.way is None:
-        if not isinstance(release, AddressedRelease):
-            raise TypeError("published ids were used, and are missing")
+        if release.published_ids is None:
+            raise ValueError("published ids were used, and are missing")
         each = partial(_equal_published, fitted.scheme, key, release.images, release.published_ids)
         return np.stack(
             [each(image, int(label)) for image, label in zip(candidates, labels, strict=True)],
