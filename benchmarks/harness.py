@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numba
 import numpy as np
+import torch
 
 RESULTS: Final = Path(__file__).parent / "results"
 
@@ -132,6 +133,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "numba": numba.__version__,
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 

@@ -1,6 +1,8 @@
 """How fast the schemes are beside a plain copy of the same bytes: `python -m benchmarks.schemes`.
 
-One thread, unless workers are named. `copy / 18` means: takes as long as 18 copies.
+One thread, unless workers are named. `copy / 18` means: takes as long as 18 copies. Schemes that
+learn are fitted on a few images in as few steps as there can be: how well they learnt does not
+change how fast they are.
 """
 
 import argparse
@@ -8,9 +10,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.harness import Case, Result, machine, measured, save, table
 from veilset.data.shards import ImageSet, write_set
@@ -19,6 +23,7 @@ from veilset.keys import Key
 from veilset.metrics.vfe import vfe_released, vfe_valid
 from veilset.schemes._kernels import mix_channels, words_for
 from veilset.schemes.base import ArrayPool
+from veilset.schemes.fitted import Lessons
 from veilset.schemes.pixel_block_mixing import PixelBlockMixingParams, _copy
 from veilset.schemes.protect import protect_set
 from veilset.schemes.registry import SCHEMES, make_scheme
@@ -26,6 +31,16 @@ from veilset.schemes.visualmixer import VisualMixer, VisualMixerParams
 from veilset.types import Ids, Images, IntArray, Labels
 
 KEY = Key(bytes(range(32)))
+
+LEARNERS: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("mask_desensitization", "", {"epochs": 1}),
+    ("mask_desensitization", ", a mask for each image", {"epochs": 1, "scope": "image"}),
+    (
+        "image_to_perturbation", "",
+        {"classifier_epochs": 1, "feature_epochs": 1, "epochs": 1, "least_steps": 1},
+    ),
+)  # fmt: skip
+"""Schemes that learn, what sets a setting apart, and a setting whose network has its usual size."""
 
 
 def some_images(count: int, px: int) -> tuple[Images, Labels, Ids]:
@@ -144,6 +159,36 @@ def _vfe_beside_loop(images: Images, size: str) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def learnt_cases(px: int, count: int, device: str) -> Iterator[Case]:
+    """Schemes that learnt, on `cpu` (one core) or `cuda`, beside a copy by one core."""
+    images, labels, ids = some_images(count, px)
+    out = np.zeros_like(images)
+    # A processor needs long for a network: fewer images there, none too few for a batch.
+    part = slice(0, count if device == "cuda" else max(4, count // 64))
+    lessons = Lessons(*_bars(16, px), *_bars(8, px), classes=2)
+    for name, what, values in LEARNERS:
+        plain = make_scheme(name, values, "benchmark", device=device)
+        scheme = plain.with_fitted(plain.fit(lessons))
+        yield Case(
+            f"protect: {name}{what}, {device}", f"{px} px",
+            partial(scheme.protect, images[part], labels[part], ids[part], KEY),
+            lambda: np.copyto(out, images), "copy", len(images[part]), base_items=count,
+            wall=device == "cuda",
+        )  # fmt: skip
+
+
+def _bars(count: int, px: int) -> tuple[Images, Labels]:
+    """Grey noise with a bright bar, whose direction is the class."""
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 100, (count, px, px, 3), dtype=np.uint8)
+    labels = np.arange(count) % 2
+    for image, label in zip(images, labels, strict=True):
+        bar = image if label else image.swapaxes(0, 1)
+        start = int(rng.integers(0, px - px // 8))
+        bar[start : start + px // 8] += 150
+    return images, labels
+
+
 def threads(px: int, count: int) -> Case:
     """Batches protected by two threads, beside one: the compiled loops release the lock."""
     images, labels, ids = some_images(count, px)
@@ -189,12 +234,23 @@ def workers(px: int, count: int, folder: Path) -> Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images and rounds: seconds")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--device", action="append", choices=("cpu", "cuda"), metavar="NAME",
+        help="where networks run, cpu or cuda, once or twice; by default wherever they can",
+    )  # fmt: skip
+    options = parser.parse_args()
+    quick: bool = options.quick
+    devices: list[str] = options.device or ["cpu", *["cuda"] * torch.cuda.is_available()]
+    if "cuda" in devices and not torch.cuda.is_available():
+        parser.error("this machine has no CUDA")
     rounds, worker_rounds = (3, 2) if quick else (15, 5)
     sizes = {32: 1024, 224: 24} if quick else {32: 8192, 224: 160}
     results: list[Result] = []
     for px, count in sizes.items():
         results += [measured(case, rounds) for case in cases(px, count)]
+    for px, count in sizes.items():
+        for device in devices:
+            results += [measured(case, worker_rounds) for case in learnt_cases(px, count, device)]
     for px, count in sizes.items():
         results.append(measured(threads(px, 8 * count), worker_rounds))
     # TMPDIR on a memory disk leaves the disk out of it.

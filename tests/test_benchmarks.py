@@ -4,10 +4,15 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from benchmarks import harness
 from benchmarks.harness import Case, machine, measured, save, table
+from benchmarks.schemes import learnt_cases
+
+from veilset.schemes.registry import SCHEMES
 
 Clock = Callable[..., Callable[[], None]]
 
@@ -80,3 +85,23 @@ def test_several_workers_are_timed_by_the_wall_clock(
     monkeypatch.setattr(harness.time, "perf_counter", lambda: float(next(wall)))
     case = Case("x", "", takes(3.0), takes(1.0), "1 worker", 1, wall=True)
     assert measured(case, rounds=3).ratio == 1
+
+
+def test_every_scheme_that_learns_is_measured_on_images_like_those_it_learnt_from() -> None:
+    found = list(learnt_cases(16, 8, "cpu"))
+    learners = {name for name in SCHEMES.names() if SCHEMES[name].learns}
+    assert {case.name.removeprefix("protect: ").split(",")[0] for case in found} == learners
+    assert len({case.name for case in found}) == len(found)
+    for case in found:
+        made: Any = case.run()
+        assert made.images.shape == (4, 16, 16, 3)
+        assert made.images.dtype == np.uint8
+        assert (case.items, case.base_items, case.size, case.wall) == (4, 8, "16 px", False)
+
+
+def test_the_machine_names_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert machine()["gpu"] is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA Toy")
+    assert machine()["gpu"] == "NVIDIA Toy"

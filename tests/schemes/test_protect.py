@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from veilset.keys import Key
 from veilset.params import Params
 from veilset.schemes import protect
 from veilset.schemes.base import Declaration, Pool, Protected, Scheme
+from veilset.schemes.fitted import Fitted, Lessons
 from veilset.schemes.protect import protect_set
 from veilset.schemes.randomness import Stream
 from veilset.schemes.registry import make_scheme, scheme_names
@@ -54,7 +56,7 @@ def ingested(
 
 @pytest.fixture(autouse=True)
 def processes_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These sets are small: without this no second process would be started."""
+    """These sets are small: without this no scheme that learnt would get a second process."""
     monkeypatch.setattr(protect, "WORKER_BYTES", 1)
 
 
@@ -218,6 +220,38 @@ def test_bytes_are_equal_for_any_batch_size_workers_and_order_of_input(
     assert everything(tmp_path / "shuffled") == first
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_bytes_are_equal_for_any_number_of_processes(
+    source: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    seen: list[int] = []
+    scheme = masks()
+    run(source, tmp_path / "one", scheme=scheme)
+    with monkeypatch.context() as patched:
+        patched.setattr(protect, "protect_shard", stop)  # nothing is made in this process
+        run(source, tmp_path / "more", scheme=scheme, workers=workers, progress=seen.append)
+    assert everything(tmp_path / "more") == everything(tmp_path / "one")
+    assert sum(seen) == 140
+
+
+def masks() -> Scheme[Any]:
+    """A scheme that learnt, without a network: half of the patches, drawn at random."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (12, 10, 10, 3), dtype=np.uint8), np.arange(12) % 3
+    plain = make_scheme("mask_desensitization", {"selection": "random", "patch_px": 4}, "test")
+    return plain.with_fitted(plain.fit(Lessons(images, labels, images, labels, 3)))
+
+
+def test_one_process_is_enough_for_few_images_of_a_scheme_that_learnt(
+    source: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protect, "_in_processes", stop)
+    with pytest.raises(StopError):
+        run(source, tmp_path, scheme=masks(), workers=2)
+    monkeypatch.setattr(protect, "WORKER_BYTES", 140 * 300 + 1)
+    run(source, tmp_path, scheme=masks(), workers=2)
+
+
 def test_bytes_of_pixels_do_not_depend_on_how_the_source_was_cut(
     source: ImageSet, tmp_path: Path
 ) -> None:
@@ -300,6 +334,72 @@ def test_a_finished_shard_that_was_damaged_is_made_again(
     assert everything(tmp_path / "broken") == everything(tmp_path / "whole")
 
 
+BARRIER = threading.Barrier(2)
+IN_USE: set[int] = set()
+
+
+class Together(Half):
+    """Goes on only when another batch is protected at the same moment."""
+
+    name = "together"
+
+    def _protect(
+        self, images: Images, labels: Labels, ids: Ids, stream: Stream, pool: Pool
+    ) -> Protected:
+        assert id(self) not in IN_USE, "two threads share a scheme, which may remember things"
+        IN_USE.add(id(self))
+        BARRIER.wait(timeout=30)
+        IN_USE.remove(id(self))
+        return super()._protect(images, labels, ids, stream, pool)
+
+
+def test_two_workers_protect_at_the_same_time_and_tell_of_all_images(
+    source: ImageSet, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    # Four shards of one batch each: an even number, so that nobody waits alone.
+    run(
+        source, tmp_path, scheme=Together(), workers=2, progress=seen.append, shard_bytes=12_000,
+        splits=["train", "validation"], batch_size=64,
+    )  # fmt: skip
+    assert sum(seen) == 120
+    made, plain = ImageSet.open(tmp_path / "out"), source.images("train")
+    published = Together().stream(KEY).published_ids(source.ids("train"))
+    assert (made.images("train") == plain[np.lexsort(published.T[::-1])] // 2).all()
+
+
+STARTED: list[int] = []
+
+
+class Fails(Half):
+    """Fails at its third batch; those around it take a while."""
+
+    name = "fails"
+
+    def _protect(
+        self, images: Images, labels: Labels, ids: Ids, stream: Stream, pool: Pool
+    ) -> Protected:
+        STARTED.append(len(images))
+        if len(STARTED) == 3:
+            raise ProtectionError("the third batch is no good")
+        time.sleep(0.05 if len(STARTED) < 20 else 0)
+        return super()._protect(images, labels, ids, stream, pool)
+
+
+def test_an_error_in_one_thread_ends_the_others_within_a_batch(
+    source: ImageSet, tmp_path: Path
+) -> None:
+    STARTED.clear()
+    before = threading.active_count()
+    with pytest.raises(ProtectionError, match="third batch is no good"):
+        run(source, tmp_path, scheme=Fails(), workers=2, batch_size=1)
+    assert len(STARTED) <= 6  # of 140
+    assert threading.active_count() == before
+    assert not (tmp_path / "out").exists()
+    run(source, tmp_path, scheme=Fails(), workers=2, batch_size=1)
+    assert ImageSet.open(tmp_path / "out").count("train") == 90
+
+
 def test_another_setting_does_not_reuse_shards(
     source: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +419,7 @@ from pathlib import Path
 from veilset.data.shards import ImageSet
 from veilset.keys import Key
 from veilset.schemes import protect
+from veilset.schemes.fitted import Fitted
 from veilset.schemes.registry import make_scheme
 
 def slowly(*args, original=protect.write_json):
@@ -330,19 +431,28 @@ protect.WORKER_BYTES = 1
 
 if __name__ == "__main__":
     root, workers = Path(sys.argv[2]), int(sys.argv[3])
+    scheme = make_scheme(sys.argv[4], {}, "t")
+    if scheme.learns:
+        import numpy as np
+        learnt = {"shape": np.array([10, 10, 3]), "kept": np.array([1, 0, 0, 1], np.uint8)}
+        scheme = scheme.with_fitted(
+            Fitted(scheme.name, scheme.version, scheme.params.canonical(), learnt)
+        )
     protect.protect_set(
-        ImageSet.open(Path(sys.argv[1])), make_scheme("visualmixer", {}, "t"),
+        ImageSet.open(Path(sys.argv[1])), scheme,
         Key(bytes(range(32))), root / "out", root / "links", dataset="toy", shard_bytes=3000,
         workers=workers,
     )
 """
 
 
-def start(source: ImageSet, root: Path, workers: int) -> subprocess.Popen[bytes]:
+def start(
+    source: ImageSet, root: Path, workers: int, name: str = "visualmixer"
+) -> subprocess.Popen[bytes]:
     root.mkdir(parents=True, exist_ok=True)
     script = root.parent / "killed.py"
     script.write_text(KILLED)
-    command = [sys.executable, str(script), str(source.folder), str(root), str(workers)]
+    command = [sys.executable, str(script), str(source.folder), str(root), str(workers), name]
     return subprocess.Popen(command, stderr=subprocess.PIPE)
 
 
@@ -354,18 +464,20 @@ def wait_for_shards(root: Path, process: "subprocess.Popen[bytes]", count: int) 
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("signals", [(signal.SIGKILL, signal.SIGKILL), (signal.SIGINT,)])
 def test_a_killed_run_leaves_nothing_half_and_is_gone_on_with(
-    source: ImageSet, tmp_path: Path, signals: Sequence[signal.Signals]
+    source: ImageSet, tmp_path: Path, signals: Sequence[signal.Signals], workers: int
 ) -> None:
     run(source, tmp_path / "whole", shard_bytes=3000)
     root = tmp_path / "killed"
     for number, sent in enumerate(signals):
-        process = start(source, root, workers=1)
+        process = start(source, root, workers)
         wait_for_shards(root, process, 3 + 3 * number)
         process.send_signal(sent)
-        process.communicate(timeout=30)
+        errors = process.communicate(timeout=30)[1]
         assert process.returncode != 0
+        assert sent == signal.SIGKILL or b"KeyboardInterrupt" in errors
         assert not (root / "out").exists()
     run(source, root, shard_bytes=3000)
     assert everything(root) == everything(tmp_path / "whole")
@@ -375,7 +487,7 @@ def test_a_killed_run_leaves_nothing_half_and_is_gone_on_with(
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(source: ImageSet, tmp_path: Path) -> None:
     root = tmp_path / "killed"
-    process = start(source, root, workers=3)
+    process = start(source, root, 3, "mask_desensitization")
     wait_for_shards(root, process, 2)
     children = descendants(process.pid)
     assert len(children) >= 3
@@ -401,9 +513,9 @@ def descendants(parent: int) -> list[int]:
 
 
 class Dies(Half):
-    """Ends its process, as the kernel does where memory runs out."""
+    """Learnt, so it works in processes; ends its own, as the kernel does where memory runs out."""
 
-    name = "dies"
+    name, learns = "dies", True
 
     def _protect(
         self, images: Images, labels: Labels, ids: Ids, stream: Stream, pool: Pool
@@ -412,8 +524,9 @@ class Dies(Half):
 
 
 def test_a_dying_worker_is_one_clear_error(source: ImageSet, tmp_path: Path) -> None:
+    learnt = Fitted("dies", 1, Dies().params.canonical(), {"a": np.zeros(1)})
     with pytest.raises(ProtectionError, match="run again to go on"):
-        run(source, tmp_path, scheme=Dies(), workers=2)
+        run(source, tmp_path, scheme=Dies().with_fitted(learnt), workers=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,6 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
 
 from veilset.compiled import compiled
 from veilset.types import BoolArray, IntArray
@@ -21,6 +24,9 @@ _LANES: Final = 32
 """Permutations that are sorted side by side: two to four vector registers, in the cache."""
 
 _QUAD: Final = 6**4
+
+_AHEAD: Final = 4
+"""Blocks that are fetched before they are copied."""
 
 
 @lru_cache
@@ -215,6 +221,27 @@ def words_for(pixels: int) -> int:
     return -(-pixels // 8)
 
 
+def _fetching(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
+    """For Numba: the types of `_fetch`, and what writes its instruction."""
+    del typing
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        takes = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], takes)
+        # For reading, into the nearest cache, as data.
+        builder.call(prefetch, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(values, index), generate
+
+
+_fetch: Final[Any] = intrinsic(_fetching)
+"""`_fetch(values, index)` tells the processor that a value will be read soon; changes nothing."""
+
+
 @compiled
 def copy_blocks(
     source: npt.NDArray[Any],
@@ -239,11 +266,25 @@ def copy_blocks(
     columns = len(lefts) - 1
     height, line = source.shape[1], np.uint64(source.shape[2])
     flat, out = source.reshape(-1), target.reshape(-1)
+    one, two = np.uint64(1), np.uint64(2)
     for k in range(len(block)):
+        # Sources lie anywhere, and fetching one takes as long as copying a few: ask for it early.
+        if k + _AHEAD < len(block):
+            row, column = block[k + _AHEAD] // columns, block[k + _AHEAD] % columns
+            soon = np.uint64(by[k + _AHEAD] * height + tops[row]) * line + np.uint64(lefts[column])
+            for _ in range(tops[row], tops[row + 1]):
+                _fetch(flat, soon)
+                soon += line
         row, column = block[k] // columns, block[k] % columns
         left, width = np.uint64(lefts[column]), np.uint64(lefts[column + 1] - lefts[column])
         here = np.uint64(to[k] * height + tops[row]) * line + left
         there = np.uint64(by[k] * height + tops[row]) * line + left
+        if width == 3:  # an eighth of 32 px in colour: twice as fast as the loop below
+            for _ in range(tops[row], tops[row + 1]):
+                a, b, c = flat[there], flat[there + one], flat[there + two]
+                out[here], out[here + one], out[here + two] = a, b, c
+                here, there = here + line, there + line
+            continue
         for _ in range(tops[row], tops[row + 1]):
             for x in range(width):
                 out[here + x] = flat[there + x]

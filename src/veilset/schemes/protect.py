@@ -12,12 +12,21 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final
 
 import numpy as np
@@ -48,11 +57,13 @@ _NEVER_BY_DEFAULT: Final = frozenset({"auxiliary", "gallery"})
 _SPARE_BYTES: Final = 1 << 20
 _AHEAD: Final = 2
 
-WORKER_BYTES: Final = 512 << 20
-"""A process for each so many bytes of pixels: with less work it does not earn back its start, which
-takes a second or two, and one process hashes and writes on a second core anyway (measured)."""
-_LEARNT_SHARE: Final = 16
-"""Networks take at least so many times as long."""
+_BATCH_BYTES: Final = 4 << 20
+"""Pixels of a batch, at most: larger ones leave the processor's caches, and their memory is
+fetched from the system anew each time (measured). A network may want larger ones."""
+
+WORKER_BYTES: Final = 32 << 20
+"""A process for each so many bytes of pixels, where processes are needed: with less work for its
+network it does not earn back its start, which takes a second or two (measured)."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +146,10 @@ def protect_set(  # noqa: PLR0913
         dataset: The data set's name.
         splits: Which splits; by default all but `auxiliary` and `gallery`, and `test` only where
             the scheme protects queries.
-        workers: At most so many processes; fewer where a set is too small to earn their start.
-        batch_size: Images at a time (schemes that draw on a pool take a shard at a time).
+        workers: At most so many shards at a time, each in a thread. Where the scheme learnt, in
+            processes (torch's settings are those of a whole process), and fewer where a set is too
+            small to earn their start.
+        batch_size: Images at a time, at most (schemes that draw on a pool take a shard at a time).
         shard_bytes: Largest length of a shard's pixels.
         progress: Called with the number of images done since the last call.
 
@@ -311,7 +324,7 @@ def _protected_rows(job: Job, task: ShardTask, pool: Pool, progress: Advance | N
     side: dict[str, npt.NDArray[Any]] = {}
     private: dict[str, npt.NDArray[Any]] = {}
     order = np.argsort(task.rows)
-    step = len(order) if job.scheme.uses_pool else job.batch_size
+    step = len(order) if job.scheme.uses_pool else _batch(job)
     for low in range(0, len(order), step):
         at = order[low : low + step]
         plain = job.source.images(task.split, task.rows[at])
@@ -322,6 +335,13 @@ def _protected_rows(job: Job, task: ShardTask, pool: Pool, progress: Advance | N
         if progress is not None:
             progress(len(at))
     return _Rows(ids, labels, images, side, private)
+
+
+def _batch(job: Job) -> int:
+    """Images protected at a time by a scheme without donors."""
+    if job.scheme.learns:
+        return job.batch_size
+    return min(job.batch_size, max(1, _BATCH_BYTES // int(np.prod(job.source.shape))))
 
 
 def _scatter(
@@ -354,8 +374,12 @@ def _finish_all(
     advance(sum(len(task.rows) for task in tasks if task.name in done))
     pixels = int(np.prod(job.source.shape)) + 64
     require_space(job.folder, sum(len(t.rows) * pixels + _SPARE_BYTES for t in left))
-    workers = min(workers, len(left), _worth(job, left))
-    run = _in_processes if workers > 1 else _in_this_process
+    workers = min(workers, len(left))
+    run = _in_threads
+    if job.scheme.learns:
+        workers, run = min(workers, _worth(job, left)), _in_processes
+    if workers <= 1:
+        run = _one_by_one
     for task, finished in run(job, left, workers, advance):
         done[task.name] = finished
     return [done[task.name] for task in tasks]
@@ -364,7 +388,7 @@ def _finish_all(
 def _worth(job: Job, tasks: Sequence[ShardTask]) -> int:
     """How many processes earn back what starting them costs."""
     pixels = sum(len(task.rows) for task in tasks) * int(np.prod(job.source.shape))
-    return 1 + pixels * (_LEARNT_SHARE if job.scheme.learns else 1) // WORKER_BYTES
+    return 1 + pixels // WORKER_BYTES
 
 
 def _no_progress(count: int) -> None:
@@ -386,7 +410,7 @@ def _finished_before(job: Job, task: ShardTask) -> Finished | None:
     return found if same else None
 
 
-def _in_this_process(
+def _one_by_one(
     job: Job, tasks: Sequence[ShardTask], workers: int, progress: Advance
 ) -> Iterator[tuple[ShardTask, Finished]]:
     del workers
@@ -394,6 +418,35 @@ def _in_this_process(
     for task in tasks:
         pool = pools.setdefault(task.split, job.source.pool(task.split))
         yield task, protect_shard(job, task, pool, progress)
+
+
+def _in_threads(
+    job: Job, tasks: Sequence[ShardTask], workers: int, progress: Advance
+) -> Iterator[tuple[ShardTask, Finished]]:
+    """Yields shards as they are finished; stops the threads within a batch when interrupted.
+
+    Compiled loops, hashing, reading and writing all let other threads run. The source with its
+    verified chunks is shared; a scheme may remember what it met, so each thread has its own.
+    """
+    pools = {split: job.source.pool(split) for split in {task.split for task in tasks}}
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    for _ in range(workers):
+        jobs.put(replace(job, scheme=deepcopy(job.scheme)))
+    stop = threading.Event()
+
+    def work(task: ShardTask) -> Finished:
+        own = jobs.get()
+        try:
+            return protect_shard(own, task, pools[task.split], _until(stop))
+        finally:
+            jobs.put(own)
+
+    executor = ThreadPoolExecutor(workers)
+    try:
+        yield from _as_finished(executor, work, tasks, workers, progress)
+    finally:
+        stop.set()
+        executor.shutdown(cancel_futures=True)
 
 
 def _in_processes(
@@ -408,18 +461,8 @@ def _in_processes(
     executor = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(job, stop)
     )
-    waiting = iter(tasks)
-    running: dict[Future[Finished], ShardTask] = {}
     try:
-        while True:
-            for task in islice(waiting, workers * _AHEAD - len(running)):
-                running[executor.submit(_work, task)] = task
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                yield task, future.result()
-                progress(len(task.rows))
+        yield from _as_finished(executor, _work, tasks, workers, progress)
     except BrokenProcessPool:
         raise ProtectionError(
             f"A process that protected images for {job.folder} died, perhaps for want of memory, "
@@ -430,8 +473,40 @@ def _in_processes(
         executor.shutdown(cancel_futures=True)
 
 
+def _as_finished(
+    executor: Executor,
+    work: Callable[[ShardTask], Finished],
+    tasks: Sequence[ShardTask],
+    workers: int,
+    progress: Advance,
+) -> Iterator[tuple[ShardTask, Finished]]:
+    """Hands tasks out, few ahead, and yields them in the order in which they end."""
+    waiting = iter(tasks)
+    running: dict[Future[Finished], ShardTask] = {}
+    while True:
+        for task in islice(waiting, workers * _AHEAD - len(running)):
+            running[executor.submit(work, task)] = task
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            task = running.pop(future)
+            yield task, future.result()
+            progress(len(task.rows))
+
+
 class _StopWork(Exception):  # noqa: N818
-    """The parent wants this worker to stop."""
+    """Whoever handed the work out wants it to stop."""
+
+
+def _until(stop: Any) -> Advance:
+    """Looks after every batch whether to stop: `stop` is an event of threads or processes."""
+
+    def advance(count: int) -> None:
+        del count
+        if stop.is_set():
+            raise _StopWork
+
+    return advance
 
 
 @dataclass
@@ -439,14 +514,8 @@ class _Worker:
     """What one worker process keeps between its tasks."""
 
     job: Job
-    stop: Any
+    advance: Advance
     pools: dict[str, Pool] = field(default_factory=dict)
-
-    def advance(self, count: int) -> None:
-        """Looks after every batch whether to stop."""
-        del count
-        if self.stop.is_set():
-            raise _StopWork
 
 
 _workers: list[_Worker] = []
@@ -456,7 +525,7 @@ def _start_worker(job: Job, stop: Any) -> None:
     # Ctrl-C reaches the whole group; the parent alone decides, and tells by `stop`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _workers.append(_Worker(job, stop))
+    _workers.append(_Worker(job, _until(stop)))
 
 
 def _end_with_parent() -> None:
