@@ -202,6 +202,17 @@ class ImageToPerturbation(Scheme[ImageToPerturbationParams]):
             images = transformed(self._network("transform"), images, self.device)
         return run(self._network("classifier"), images, self.device)
 
+    def transform_network(self) -> "nn.Module":
+        """The transform h in evaluation mode: float (N, C, H, W) in 0..1 to the same.
+
+        Whoever holds it can compute which image gives a protected one: see the attack `white_box`.
+
+        Raises:
+            ProtectionError: The scheme was not fitted.
+            CorruptError: What it learnt cannot be used.
+        """
+        return self._network("transform")
+
     # -------------------------------------------------------------------------- protection
 
     def _protect(
