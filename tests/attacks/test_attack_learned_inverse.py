@@ -102,6 +102,15 @@ def test_the_network_restores_what_no_linear_map_can() -> None:
     assert ssim(made, pairs.plain).mean() > 0.6
 
 
+def test_no_seed_is_caught_in_the_dark() -> None:
+    """Mostly black images: a network that starts from black stays there under many seeds."""
+    pairs = pairs_of(Plain(), 150)
+    params = LearnedInverseParams(work_side=16)
+    for seed in range(8):
+        made = train_unet(pairs, Plain(), params, 60, "cpu", seed)(pairs.batch)
+        assert ssim(made, pairs.plain).mean() > 0.9, seed
+
+
 def test_a_loss_that_is_not_a_number_ends_the_training() -> None:
     pairs = pairs_of(Plain())
     params = SMALL.model_copy(update={"learning_rate": 1e30})
