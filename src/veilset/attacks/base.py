@@ -42,7 +42,7 @@ from veilset.types import FloatArray, Ids, Images, IntArray, Labels
 if TYPE_CHECKING:
     from torch import nn
 
-SUITE_VERSION = "2"
+SUITE_VERSION = "3"
 """Raised whenever results of an older suite may no longer be compared with, or relied on."""
 
 MIN_TARGETS = 200

@@ -2,7 +2,8 @@
 
 The attacker was given some pairs of protected images and originals. Where every image goes through
 the same transform, values that were moved and negated are matched with where they came from: over
-the known pairs they agree exactly. The recovered transform then restores all other images.
+the known pairs they agree exactly. A pad that hides all images alike is what the pairs differ by.
+The recovered transform then restores all other images.
 
 The pairs come out of the release itself: before anything else they are drawn from its rows and are
 targets no longer. Whether to look for bytes or half-bytes, in blocks or in the whole image, is
@@ -12,6 +13,7 @@ chosen on images that the attacker protected under a key of her own.
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
 from typing import Any, ClassVar, Final, Literal
 
@@ -146,11 +148,11 @@ class FittedDecryption:
 
     Attributes:
         matcher: The chosen restoration and measure.
-        layout: The chosen kind of unit and its cells.
+        way: How it is recovered from pairs.
     """
 
     matcher: Matcher
-    layout: Layout
+    way: "Way"
 
 
 class KnownPlaintext(Attack[KnownPlaintextParams, FittedDecryption]):
@@ -215,22 +217,22 @@ class KnownPlaintext(Attack[KnownPlaintextParams, FittedDecryption]):
             for part in (fitting, tuned)
         )
         rehearsed = fit.take(np.arange(len(fit.plain)) < len(attacker.known_plain))
-        found = layouts(release.shape, release.scheme)
+        found = ways(release.shape, release.scheme)
         if like is not None:
             # The oracle asks whether the restoration that was relied on works at all.
-            found = {like.matcher.view_name: like.layout}
+            found = {like.matcher.view_name: like.way}
         views: dict[str, View] = {}
-        for number, (name, (kind, parts)) in enumerate(found.items()):
-            views[name] = recover(kind, parts, rehearsed.plain, rehearsed.batch.images)
+        for number, (name, way) in enumerate(found.items()):
+            views[name] = way(rehearsed.plain, rehearsed.batch.images)
             if progress:
                 progress("known_plaintext: rehearsing", number + 1, len(found) + 1)
         judge = own_among_others(len(tuning.plain), params.gallery, rng)
         matcher = tune(views, fit, tuning, release.scheme, judge, by_view=True)
         # For the oracle the release is plain, and so are the pairs out of it.
         protected = attacker.known_plain if like is not None else attacker.known_protected
-        layout = found[matcher.view_name]
-        view = recover(*layout, attacker.known_plain, protected)
-        return FittedDecryption(replace(matcher, view=view), layout)
+        chosen = found[matcher.view_name]
+        view = chosen(attacker.known_plain, protected)
+        return FittedDecryption(replace(matcher, view=view), chosen)
 
     def _measure(self, fitted: FittedDecryption, case: Case, rng: np.random.Generator) -> Scores:
         originals, released = case.truth.originals, case.release
@@ -273,6 +275,64 @@ def one_transform(scheme: Scheme[Any], attacker: Attacker) -> bool:
         pool = ArrayPool.from_arrays(images, labels, ids)
         made.append(scheme.protect(images, labels, ids, key, pool).images)
     return bool(np.array_equal(made[0], made[1]))
+
+
+Way = Callable[[Images, Images], View]
+"""Recovers a transform from originals and their protected versions, uint8 (P, H, W, C) both."""
+
+
+def ways(shape: tuple[int, int, int], scheme: Scheme[Any] | None) -> dict[str, Way]:
+    """How transforms are recovered, by name: units that were moved, and pads.
+
+    Args:
+        shape: (H, W, C).
+        scheme: For the sizes of its blocks.
+    """
+    moved = {
+        name: partial(recover, kind, parts)
+        for name, (kind, parts) in layouts(shape, scheme).items()
+    }
+    return {**moved, "pad, added": partial(recover_pad, "added"),
+            "pad, bit by bit": partial(recover_pad, "bit by bit")}  # fmt: skip
+
+
+# --- Pads -------------------------------------------------------------------------------------
+
+Hiding = Literal["added", "bit by bit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Unpadded:
+    """Takes a pad away that hides all images alike.
+
+    Attributes:
+        hiding: The pad was added modulo 256, or by exclusive or.
+        pad: uint8 (H, W, C).
+    """
+
+    hiding: Hiding
+    pad: Images
+
+    def __call__(self, batch: Batch) -> Planes:
+        """Restorations (N, H, W, C), grey levels 0..255."""
+        images = batch.images
+        return images - self.pad if self.hiding == "added" else images ^ self.pad
+
+
+def recover_pad(hiding: Hiding, plain: Images, protected: Images) -> Unpadded:
+    """The pad that most pairs agree on, value by value.
+
+    Args:
+        hiding: How the pad hides.
+        plain: Originals, uint8 (P, H, W, C).
+        protected: Their protected versions, of the same shape.
+
+    Source: the reuse of a one-time pad; the textbook's.
+    """
+    differ = protected - plain if hiding == "added" else protected ^ plain
+    agree = np.stack([(differ == one).sum(axis=0, dtype=np.int32) for one in differ])
+    pad = np.take_along_axis(differ, agree.argmax(axis=0)[None], axis=0)[0]
+    return Unpadded(hiding, pad)
 
 
 # --- Units ------------------------------------------------------------------------------------
