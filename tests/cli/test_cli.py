@@ -1,6 +1,7 @@
 """The command line on folders of images, as a user runs it."""
 
 import io
+import json
 import shutil
 import stat
 import subprocess
@@ -214,6 +215,54 @@ def test_export_gives_what_was_protected_and_never_plain_images(run: Run, tmp_pa
     assert code == 1
     assert "plain images" in sentence(err)
     assert not (tmp_path / "leak").exists()
+
+
+def test_an_attack_ends_in_a_card_that_goes_stale_and_is_made_anew(
+    run: Run, tmp_path: Path
+) -> None:
+    photographs(tmp_path / "in", count=140, broken=0)
+    assert run("protect", "in", "out", "--scheme", "visualmixer", "--demo-key")[0] == 0
+    asked = ("--originals", "in", "--demo-key", "--attacks", "linkage", "--seed", 3)
+    code, out, err = run("attack", "out", *asked)
+    assert code == 0, err
+    assert "for a public release" in out
+    results = tmp_path / "out-attacks/results"
+    before = json.loads((results / "card.json").read_text())
+    assert [found["attack"] for found in before["attacks"]] == ["linkage"]
+    assert before["repeat"]["seed"] == 3
+    assert before["demo_key"]
+    assert "not run" in before["not_tested"][-1]["reason"]
+    assert "Veilset leakage card" in (results / "card.html").read_text()
+    scores = (results / "scores.parquet").read_bytes()
+
+    assert "Up to date" in run("reassess", "out", "--demo-key")[1]
+    (results / "card.json").write_text(json.dumps(before | {"suite": "0"}))
+    code, out, _ = run("reassess", "out", "--demo-key")
+    assert code == 0
+    assert "stale" in out
+    after = json.loads((results / "card.json").read_text())
+    for card in (before, after):
+        for found in card["attacks"]:
+            found.pop("seconds")
+    assert after == before
+    assert (results / "scores.parquet").read_bytes() == scores
+    assert "of --force" in run("reassess", "out", "--demo-key", "--force")[1]
+
+    shutil.rmtree(tmp_path / "out")
+    assert run("protect", "in", "out", "--scheme", "pixelate", "--demo-key")[0] == 0
+    assert "not the one that was attacked" in run("reassess", "out", "--demo-key")[1]
+    assert json.loads((results / "card.json").read_text())["scheme"]["name"] == "pixelate"
+
+
+def test_an_attack_that_does_not_exist_is_refused_before_anything(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("attack", "out", "--originals", "in", "--attacks", "magic", "--demo-key")
+    assert code == 1
+    assert "'magic'" in sentence(err)
+    assert "linkage" in sentence(err)
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = run("reassess", "out", "--demo-key")
+    assert code == 1
+    assert "out" in sentence(err)
 
 
 def test_lists_name_everything(run: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veilset.attacks.base import NO_PERSONS, OTHER_KIND, SUITE_VERSION
+from veilset.attacks.base import NO_NETWORK, NO_PERSONS, OTHER_KIND, SUITE_VERSION
 from veilset.errors import CorruptError, SettingsError
 from veilset.release.gate import (
     GateParams,
@@ -131,6 +131,14 @@ def test_what_supports_no_conclusion_is_undecided_and_says_why(changes: Entry, p
     found = verdict(swapped("learned_inverse", **changes), "outside_trainer")
     assert found["verdict"] == "undecided"
     assert part in found["words"]
+
+
+def test_a_model_that_nobody_trained_is_no_reason_to_hold_up_a_verdict() -> None:
+    absent_model = absent("learned_inverse", NO_NETWORK) | {"attack": "membership"}
+    found = verdict([*SOUND, absent_model], "outside_trainer")
+    assert found["verdict"] == "pass"
+    counts = {finding["attack"]: finding["counts"] for finding in found["findings"]}
+    assert counts == {"learned_inverse": True, "recognition": False, "membership": False}
 
 
 def test_only_the_absence_of_persons_excuses() -> None:
@@ -267,7 +275,7 @@ def test_verdicts_are_written_with_what_the_scheme_declares(tmp_path: Path) -> N
     assert scheme["key_space_bits"] == 0
     finding = scheme["templates"]["outside_trainer"]["findings"][0]
     assert set(finding) == {
-        "attack", "risk", "verdict", "value", "low", "high", "threshold", "reason",
+        "attack", "risk", "verdict", "value", "low", "high", "threshold", "reason", "counts",
     }  # fmt: skip
 
 

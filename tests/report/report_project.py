@@ -10,9 +10,14 @@ import yaml
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
+from veilset.attacks.base import OTHER_KIND
 from veilset.data.shards import write_set
 from veilset.files import write_json, write_table, write_text
 from veilset.keys import DEMO_IDS_KEY, DEMO_PROTECTION_KEY
+from veilset.release.card import leakage_card
+from veilset.release.gate import GateParams
+from veilset.report.model import AttackFile
+from veilset.schemes.plain import Plain
 
 CLASSES = ("zero", "one", "two", "three")
 SECRET_NAME = "scan_of_Mrs_Example.png"
@@ -85,9 +90,18 @@ def results(scheme: str) -> list[dict[str, Any]]:
         result("membership", min(1.0, 0.5 + reconstruction / 4), 0.5, **outside, metric="auc",
                metric_words="area under the ROC curve", variant="loss", seconds=412.0,
                status="weak_oracle" if weak else "ok", words="Members score higher than others."),
+        result("denoising", 0.1, 0.01, **outside) if scheme == "dp_pix"
+        else elsewhere("denoising", **outside),
+        elsewhere("jigsaw"),
         result("person", 0, 0, applicable=False, title="Person in another photograph",
                reason="the set names no persons or groups") | NONE,
     ]  # fmt: skip
+
+
+def elsewhere(attack: str, **more: Any) -> dict[str, Any]:
+    """An attack that is made for schemes of another kind."""
+    reason = f"{OTHER_KIND}: it does not suit {attack}"
+    return result(attack, 0, 0, **more) | NONE | {"applicable": False, "reason": reason}
 
 
 def template(scheme: str, verdict: str, attack: str, share: float, limit: float) -> dict[str, Any]:
@@ -108,9 +122,10 @@ def template(scheme: str, verdict: str, attack: str, share: float, limit: float)
                   "metric_words": METRICS[attack], "chance": 0.01 if attack == "linkage" else 0.0},
         "findings": [
             {"attack": attack, "risk": "linkability", "verdict": verdict, **figures,
-             "threshold": limit, "reason": reason},
+             "threshold": limit, "reason": reason, "counts": True},
             {"attack": other, "risk": "inference", "verdict": "pass" if verdict == "pass"
-             else "undecided", **wilson(share / 2, 200), "threshold": limit, "reason": reason},
+             else "undecided", **wilson(share / 2, 200), "threshold": limit, "reason": reason,
+             "counts": True},
         ],
     }  # fmt: skip
 
@@ -136,6 +151,16 @@ def verdicts() -> dict[str, Any]:
             "key_space_bits": 2016.4 if keyed else None,
         }  # fmt: skip
     return {"schema": 1, "suite": "1", "schemes": schemes}
+
+
+def card(scheme: str) -> dict[str, Any]:
+    """The leakage card of a scheme, as the gate writes it."""
+    found = AttackFile.model_validate(attack_file(scheme))
+    made = leakage_card(
+        found, verdicts()["schemes"][scheme], Plain(), GateParams(max_suite_age=1000),
+        asked=[item.attack for item in found.results],
+    )  # fmt: skip
+    return made | {"scheme": made["scheme"] | {"title": TITLES[scheme]}}
 
 
 def evaluation_row(scheme: str, model: str, test_on: str, share: float) -> dict[str, Any]:
@@ -287,10 +312,14 @@ def _ingested(root: Path, classes: tuple[str, ...]) -> None:
     write_table(folder / "index.parquet", index(ROLES, classes))
 
 
-def _scheme(root: Path, scheme: str, classes: tuple[str, ...], demo: bool) -> None:
-    file = {"schema": 1, "suite": "1", "scheme": scheme, "scheme_title": TITLES[scheme],
+def attack_file(scheme: str) -> dict[str, Any]:
+    return {"schema": 1, "suite": "1", "scheme": scheme, "scheme_title": TITLES[scheme],
             "dataset": "Handwritten digits", "results": results(scheme)}  # fmt: skip
-    write_into(root, f"data/attacks/{scheme}/results.json", file)
+
+
+def _scheme(root: Path, scheme: str, classes: tuple[str, ...], demo: bool) -> None:
+    write_into(root, f"data/attacks/{scheme}/results.json", attack_file(scheme))
+    write_into(root, f"reports/cards/{scheme}.json", card(scheme))
     np.savez(root / f"data/attacks/{scheme}/examples.npz", **pictures(scheme))
     if scheme in TRAINED:
         _model(root, scheme)

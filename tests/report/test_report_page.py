@@ -16,7 +16,7 @@ from report_project import CLASSES, NUMBERS, SECRET_NAME, TITLES, pictures, writ
 
 from veilset.report.load import load_inputs
 from veilset.report.model import ReportInputs
-from veilset.report.page import render, write_report
+from veilset.report.page import render, render_card, write_report
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -86,7 +86,13 @@ def empty_html(tmp_path_factory: pytest.TempPathFactory) -> str:
     return render(load_inputs(tmp_path_factory.mktemp("empty")))
 
 
-@pytest.fixture(params=["html", "public_html", "empty_html"])
+@pytest.fixture(scope="module")
+def card_html(inputs: ReportInputs) -> str:
+    card = inputs.cards["visualmixer"].model_copy(update={"demo_key": True})
+    return render_card(card, inputs.examples["visualmixer"], CLASSES)
+
+
+@pytest.fixture(params=["html", "public_html", "empty_html", "card_html"])
 def any_html(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
@@ -285,8 +291,9 @@ def test_nothing_is_invented_when_everything_is_missing(empty_html: str) -> None
     assert not re.search(r"\d\.\d %", text)
 
 
-OPTIONAL = ["reports/verdicts.json", "reports/evaluation.json", "data/attacks", "data/ingested",
-            "data/protected", "data/models", "data/checks", "data/quarantine", "keys", "dvc.lock",
+OPTIONAL = ["reports/verdicts.json", "reports/evaluation.json", "reports/cards",
+            "data/attacks", "data/ingested", "data/protected", "data/models", "data/checks",
+            "data/quarantine", "keys", "dvc.lock",
             "data/ingested/2024-01/index.parquet", "data/attacks/dp_pix/examples.npz"]  # fmt: skip
 
 
@@ -304,6 +311,62 @@ def test_each_missing_part_is_named_and_the_rest_stays(
     page = Page(render(inputs))
     assert all(item in page.text for item in found)
     assert all(title in page.text for title in TITLES.values())
+
+
+def test_attacks_made_for_other_kinds_are_one_quiet_line(html: str) -> None:
+    text = Page(html).text
+    assert "2 attacks are made for other kinds of schemes, and say nothing of some" in text
+    assert html.count("2 attacks are made for other kinds of schemes</summary>") == 4
+    assert html.count("1 attack is made for other kinds of schemes</summary>") == 1
+    head, tail = text.split("Not applicable, which is never a pass")
+    assert "not made for this kind of scheme: it does not suit denoising" in head
+    assert "not made for this kind" not in tail
+    assert 'title="not made for this kind of scheme: it does not suit denoising"' in html
+
+
+def test_each_scheme_starts_with_its_leakage_card(inputs: ReportInputs, html: str) -> None:
+    page = Page(html)
+    labels = [values.get("aria-label", "") for _, values in page.tags]
+    assert [name for name in labels if name.startswith("Leakage card of")] == [
+        f"Leakage card of {title}"
+        for title in ("DP-Pix", "Image to perturbation", "VisualMixer", "Pixel block mixing",
+                      "Plain")
+    ]  # fmt: skip
+    section = page.text.split("Schemes in detail")[2]
+    assert section.index("State") < section.index("Name")
+    for said in ("Complete: every attack that counts gave a figure.", "effort quick, seed 0",
+                 "Person in another photograph: the set names no persons or groups"):  # fmt: skip
+        assert said in section
+    worst = html.split('aria-label="Original, the three worst, VisualMixer"')[1]
+    shown = shown_pictures(worst.split('aria-label="Protected, the three worst')[0])
+    first = pictures("visualmixer")["original"][::-1][:3]
+    assert [picture.tobytes() for picture in shown] == [image.tobytes() for image in first]
+    assert "Stale" not in page.text
+    old = {
+        name: card.model_copy(update={"stale": "too old"}) for name, card in inputs.cards.items()
+    }
+    assert (
+        "These figures no longer count: too old." in Page(render(replace(inputs, cards=old))).text
+    )
+
+
+def test_a_card_is_a_page_of_its_own(inputs: ReportInputs, card_html: str) -> None:
+    page = Page(card_html)
+    assert page.open == []
+    text = page.text
+    for said in ("VisualMixer on Handwritten digits: what leaks", "An attack succeeds.",
+                 "nothing here is protected from anyone", "38.0 %", "31.6 to 44.9 %",
+                 "2 attacks are made for other kinds of schemes", "Few targets",
+                 "the set names no persons or groups",
+                 "2,016 bits of keyed choices, which is never a reason to pass"):  # fmt: skip
+        assert said in text
+    alts = [values["alt"] for tag, values in page.tags if tag == "img"]
+    assert len(alts) == 9
+    assert alts[0] == f"Original 1: {CLASSES[pictures('visualmixer')['labels'][::-1][0]]}"
+    plain = render_card(inputs.cards["visualmixer"], inputs.examples["plain"])
+    assert "nothing here is protected" not in plain
+    assert "What others receive are the originals." in plain
+    assert shown_pictures(plain) == []
 
 
 def test_many_classes_get_a_list_of_confusions(project: Path) -> None:

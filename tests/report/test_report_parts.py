@@ -2,9 +2,11 @@
 
 import csv
 import io
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from veilset.errors import CorruptError
 from veilset.report import page, plots, view, words
 from veilset.report.lineage import families, stages_of
 from veilset.report.load import load_inputs
-from veilset.report.model import ReportInputs
+from veilset.report.model import Finding, ReportInputs, SchemeVerdict, TemplateVerdict
 from veilset.report.notes import zero_bound
 from veilset.report.pictures import as_picture, contact_sheet, data_uri, png
 
@@ -49,6 +51,7 @@ def altered(project: Path, tmp_path: Path, name: str, content: str | bytes) -> P
         ("reports/evaluation.json", '{"rows": [], "x": NaN}'),
         ("data/attacks/dp_pix/results.json", "[" * 100_000),
         ("data/attacks/dp_pix/results.json", b"\xff\xfe"),
+        ("reports/cards/dp_pix.json", '{"schema": 1}'),
         ("data/attacks/dp_pix/examples.npz", b"PK broken"),
         ("data/ingested/2024-01/index.parquet", b"PAR1 broken"),
         ("data/checks/2024-01/results.json", '{"results": [{"column": 3}]}'),
@@ -150,6 +153,45 @@ def test_a_result_without_a_finding_gets_no_verdict(inputs: ReportInputs) -> Non
     assert [cell.word if cell else None for cell in line.cells] == ["no verdict", *[None] * 4]
 
 
+def test_attacks_made_for_other_kinds_stay_out_of_the_way(inputs: ReportInputs) -> None:
+    rows = view.scheme_rows(inputs)
+    lines = {line.attack: line for line in view.matrix(inputs, rows)}
+    assert "jigsaw" not in lines, "it is made for none of these schemes"
+    cells = {row.name: cell for row, cell in zip(rows, lines["denoising"].cells, strict=True)}
+    assert all(cell and cell.elsewhere == (name != "dp_pix") for name, cell in cells.items())
+    assert {group.title for group in view.not_applicable(inputs)} == {
+        "Person in another photograph"
+    }
+    found = {(group.title, group.reason): group.schemes for group in view.elsewhere(inputs)}
+    assert len(found["Jigsaw", "it does not suit jigsaw"]) == len(NUMBERS)
+    assert TITLES["dp_pix"] not in found["Denoising", "it does not suit denoising"]
+
+
+def test_a_verdict_that_needs_an_attack_made_for_others_says_so(inputs: ReportInputs) -> None:
+    assert inputs.verdicts is not None
+    scheme = inputs.verdicts.schemes["visualmixer"]
+    outcome = scheme.templates["public_release"]
+    assert not any(group.title == "Jigsaw" for group in view.undecided(inputs))
+    for counts in (True, False):
+        finding = Finding(attack="jigsaw", verdict="undecided", reason="why", counts=counts)
+        told = outcome.model_copy(update={"findings": (finding,)})
+        changed = scheme.model_copy(update={"templates": {"public_release": told}})
+        verdicts = inputs.verdicts.model_copy(update={"schemes": {"visualmixer": changed}})
+        found = view.undecided(replace(inputs, verdicts=verdicts))
+        assert [group.title for group in found] == (["Jigsaw"] if counts else [])
+
+
+def test_the_same_question_for_both_receivers_is_told_once(inputs: ReportInputs) -> None:
+    assert inputs.verdicts is not None
+    finding = Finding(attack="linkage", verdict="undecided", reason="the oracle is weak")
+    outcome = TemplateVerdict(verdict="undecided", findings=(finding,))
+    scheme = SchemeVerdict(templates={"outside_trainer": outcome, "public_release": outcome})
+    verdicts = inputs.verdicts.model_copy(update={"schemes": {"visualmixer": scheme}})
+    (group,) = view.undecided(replace(inputs, verdicts=verdicts))
+    assert group.attacker == "Outside trainer and Public release"
+    assert group.schemes == ("VisualMixer",)
+
+
 def test_csvs_for_dvc(inputs: ReportInputs, tmp_path: Path) -> None:
     points = view.points(inputs)
     plots.write_csvs(tmp_path / "plots", points, inputs.models)
@@ -157,9 +199,15 @@ def test_csvs_for_dvc(inputs: ReportInputs, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["scheme", "accuracy", "accuracy_low", "accuracy_high", "leakage",
                              "leakage_low", "leakage_high", "attacker"]  # fmt: skip
-    assert {row["scheme"]: float(row["accuracy"]) for row in rows} == {
-        name: numbers[0] for name, numbers in NUMBERS.items()
-    }
+    found = {(row["scheme"], row["attacker"]): row for row in rows}
+    assert len(found) == len(rows) == 2 * len(NUMBERS)
+    for name, (accuracy, linkage, reconstruction, _) in NUMBERS.items():
+        for receiver, leak in (
+            ("public_release", linkage), ("outside_trainer", reconstruction),
+        ):  # fmt: skip
+            row = found[name, receiver]
+            assert float(row["accuracy"]) == accuracy
+            assert float(row["leakage"]) == leak
     with (tmp_path / "plots/history.csv").open() as file:
         epochs = list(csv.DictReader(file))
     assert len(epochs) == 12 * len(TRAINED)
@@ -176,7 +224,8 @@ def test_plot_is_accessible_deterministic_and_complete(inputs: ReportInputs) -> 
     tips = [element.text or "" for element in svg.iter(f"{space}title")][1:]
     assert len(tips) == len(points)
     shown = {"".join(element.itertext()).strip() for element in svg.iter(f"{space}text")}
-    assert set(TITLES.values()) <= shown
+    assert {*TITLES.values(), "Outside trainer", "Public release"} <= shown
+    assert sum("public release" in tip for tip in tips) == len(TITLES)
     assert not list(svg.iter(f"{space}metadata"))
     assert not list(svg.iter(f"{space}style"))
 
@@ -188,13 +237,58 @@ def test_plots_on_one_page_share_no_id(inputs: ReportInputs) -> None:
     assert not ids[0] & ids[1]
 
 
-def test_labels_of_points_in_one_place_do_not_lie_on_each_other(inputs: ReportInputs) -> None:
+heights = st.lists(st.floats(0, 100), max_size=16)
+
+
+@given(heights, st.floats(0.1, 5))
+def test_labels_are_apart_in_order_and_no_farther_than_they_must(
+    wanted: list[float], gap: float
+) -> None:
+    places = plots.spread(wanted, gap, 0, 100)
+    order = np.argsort(wanted, kind="stable")
+    assert len(places) == len(wanted)
+    assert np.all(np.diff(np.array(places)[order]) >= gap - 1e-9)
+    assert all(-1e-9 <= place <= 100 + 1e-9 for place in places)
+    if np.all(np.diff(np.sort(wanted)) > gap):
+        assert places == pytest.approx(wanted)
+
+
+def test_labels_without_room_share_what_there_is() -> None:
+    assert plots.spread([5, 5, 5], 60, 0, 10) == pytest.approx([0, 5, 10])
+    assert plots.spread([1, 9], 4, 0, 10) == pytest.approx([1, 9])
+    assert plots.spread([5, 5], 4, 0, 10) == pytest.approx([3, 7])
+    assert plots.spread([], 4, 0, 10) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 16), st.integers(0, 1000))
+def test_no_two_leaders_of_labels_cross(count: int, seed: int) -> None:
+    dots = [
+        (float(x), float(y)) for x, y in np.random.default_rng(seed).uniform(0, 100, (count, 2))
+    ]
+    before = plots.spread([y for _, y in dots], 6, 0, 100)
+    after = plots._uncross(dots, before)
+    assert sorted(after) == sorted(before)
+    leaders = [(x, y, place) for (x, y), place in zip(dots, after, strict=True)]
+    for (x, y, place), (x2, y2, place2) in combinations(sorted(leaders), 2):
+        at = y + (place - y) * (x2 - x) / (106 - x)  # height of the first where the second starts
+        assert (at > y2) == (place > place2)
+
+
+def test_sixteen_crowded_schemes_have_sixteen_readable_labels(inputs: ReportInputs) -> None:
     point = view.points(inputs)[0]
-    same = [replace(point, title=f"Scheme {letter}") for letter in "ABCD"]
+    same = [replace(point, title=f"Scheme {letter}") for letter in "ABCDEFGHIJKLMNOP"]
     svg = parsed(plots.privacy_utility(same))
     texts = list(svg.iter("{http://www.w3.org/2000/svg}text"))
-    places = {e.get("transform") for e in texts if "Scheme" in "".join(e.itertext())}
-    assert len(places) == 4
+    labels = [e for e in texts if "Scheme" in "".join(e.itertext())]
+    assert len(labels) == 16
+    places = [[float(n) for n in re.findall(r"[-\d.]+", e.attrib["transform"])] for e in labels]
+    tops = sorted(place[-1] for place in places)
+    assert min(np.diff(tops)) > 9.5, "lines of 9.5 points lie on each other"
+    width = float(svg.attrib["viewBox"].split()[2])
+    lefts = {place[-2] for place in places}
+    assert len(lefts) == 1
+    assert lefts.pop() < width - 8 * 5
 
 
 def test_plot_survives_no_points_and_odd_titles(inputs: ReportInputs) -> None:

@@ -1,7 +1,7 @@
-"""Commands on one folder, archive or table of images: protect, attack, verify, export."""
+"""Commands on one folder, archive or table of images: protect, attack, reassess, verify, export."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +15,9 @@ from veilset.files import read_table
 from veilset.keys import Key
 
 if TYPE_CHECKING:
+    from veilset.attacks.base import Effort
+    from veilset.data.shards import ImageSet
+    from veilset.release.gate import GateParams
     from veilset.schemes.base import Scheme
 
 Format = Literal["arrow", "parquet", "imagefolder", "webdataset"]
@@ -29,11 +32,17 @@ Fitted = Annotated[
     Path | None, typer.Option(help="What `veilset fit` wrote, for a scheme that learns")
 ]
 DemoKey = Annotated[bool, typer.Option(help="Use the public demo key: protects from nobody")]
+ReleaseFolder = Annotated[
+    Path, typer.Argument(metavar="RELEASE", help="A protected set, as `veilset protect` made it")
+]
+AttackOutput = Annotated[
+    Path | None, typer.Option(help="For results; by default RELEASE-attacks. Stays with you")
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to the program."""
-    for command in (fit, protect, attack, verify, export, ledger):
+    for command in (fit, protect, attack, reassess, verify, export, ledger):
         app.command()(command)
 
 
@@ -148,49 +157,70 @@ def protect(  # noqa: PLR0913
 
 
 def attack(  # noqa: PLR0913
-    release: Annotated[Path, typer.Argument(help="A protected set, as `veilset protect` made it")],
+    release: ReleaseFolder,
     *,
     originals: Annotated[str, typer.Option(help="The images that it was made from")],
     fitted: Fitted = None,
     key_file: KeyFile = None,
     ids_key_file: IdsKeyFile = None,
     demo_key: DemoKey = False,
+    attacks: Annotated[
+        list[str], typer.Option("--attacks", help="Only this attack; repeatable; by default all")
+    ] = [],  # noqa: B006
     full: Annotated[bool, typer.Option("--full", help="The long attacks of a release")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of everything the attacker draws")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256)] = 2,
-    output: Annotated[
-        Path | None, typer.Option(help="For results; by default RELEASE-attacks. Stays with you")
-    ] = None,
+    output: AttackOutput = None,
 ) -> None:
-    """Attack a protected set and say how much it leaks, with chance, control and oracle."""
-    from veilset.attacks.case import case_from_originals  # noqa: PLC0415
-    from veilset.attacks.registry import attack_names  # noqa: PLC0415
-    from veilset.attacks.suite import run_suite  # noqa: PLC0415
+    """Attack a protected set: how much leaks, and whether that passes for whom."""
+    from veilset.attacks.registry import ATTACKS  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
-    from veilset.schemes.fitted import load_fitted  # noqa: PLC0415
-    from veilset.schemes.registry import scheme_of_record  # noqa: PLC0415
-    from veilset.stages.attack import show_progress, table  # noqa: PLC0415
 
+    for name in attacks:
+        ATTACKS.find(name, "--attacks")
     public = ImageSet.open(release)
-    learnt = None if fitted is None else load_fitted(fitted)
-    scheme = scheme_of_record(public.manifest.scheme or {}, str(release), fitted=learnt)
+    scheme = _released_by(public, fitted)
     key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
-    output = output or release.with_name(f"{release.name}-attacks")
+    output = output or _attack_folder(release)
     _require_apart(release, output)
     output.mkdir(mode=0o700, parents=True, exist_ok=True)
     height, width, depth = public.shape
     _ingest(originals, output, ids_key, {"workers": workers},
             size=f"{height}x{width}", channels=str(depth), strict=False)  # fmt: skip
-    case = case_from_originals(
-        public, ImageSet.open(output / "ingested"), scheme, key,
-        seed=seed, effort="full" if full else "quick",
+    effort: Effort = "full" if full else "quick"
+    _attack_and_judge(public, scheme, key, output, asked=attacks, seed=seed, effort=effort)
+
+
+def reassess(
+    release: ReleaseFolder,
+    *,
+    fitted: Fitted = None,
+    key_file: KeyFile = None,
+    ids_key_file: IdsKeyFile = None,
+    demo_key: DemoKey = False,
+    force: Annotated[bool, typer.Option("--force", help="Attack even if nothing changed")] = False,
+    output: AttackOutput = None,
+) -> None:
+    """Attack again, as recorded, where the attack suite or the release has changed since."""
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.release.card import outdated, read_card  # noqa: PLC0415
+
+    public = ImageSet.open(release)
+    output = output or _attack_folder(release)
+    card = read_card(output / "results/card.json")
+    reason = outdated(card, public.manifest.root)
+    if reason is None and not force:
+        say(f"Up to date: {release} is what was attacked, by the present suite {card.suite}.")
+        for verdict in card.verdicts.values():
+            say(verdict.words)
+        return
+    say(f"Attacking again, because {reason or 'of --force'}.")
+    scheme = _released_by(public, fitted)
+    key, _ = _keys(key_file, ids_key_file, demo=demo_key)
+    _attack_and_judge(
+        public, scheme, key, output, asked=card.repeat.attacks, seed=card.repeat.seed,
+        effort=card.repeat.effort,
     )  # fmt: skip
-    with show_progress(scheme.name) as report:
-        suite = run_suite(case, {name: {} for name in attack_names()},
-                          dataset=public.manifest.dataset, progress=report)  # fmt: skip
-    suite.write(output / "results")
-    say(table(suite.results))
-    say(f"Results, raw scores and pictures: {output / 'results'} (shows originals; keep it).")
 
 
 def verify(
@@ -255,6 +285,76 @@ def _scheme(
     if scheme.learns:
         _ = scheme.learnt
     return scheme
+
+
+def _released_by(public: "ImageSet", fitted: Path | None) -> "Scheme[Any]":
+    """The scheme that made a protected set."""
+    from veilset.schemes.fitted import load_fitted  # noqa: PLC0415
+    from veilset.schemes.registry import scheme_of_record  # noqa: PLC0415
+
+    learnt = None if fitted is None else load_fitted(fitted)
+    return scheme_of_record(public.manifest.scheme or {}, str(public.folder), fitted=learnt)
+
+
+def _attack_folder(release: Path) -> Path:
+    return release.with_name(f"{release.name}-attacks")
+
+
+def _attack_and_judge(
+    public: "ImageSet",
+    scheme: "Scheme[Any]",
+    key: Key,
+    output: Path,
+    *,
+    asked: Sequence[str],
+    seed: int,
+    effort: "Effort",
+) -> None:
+    """Attacks a release on `output/ingested`; writes and says results, verdicts and the card."""
+    from veilset.attacks.case import case_from_originals  # noqa: PLC0415
+    from veilset.attacks.registry import attack_names  # noqa: PLC0415
+    from veilset.attacks.suite import run_suite  # noqa: PLC0415
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.files import write_json, write_text  # noqa: PLC0415
+    from veilset.release.card import leakage_card  # noqa: PLC0415
+    from veilset.release.gate import read_results, verdicts_of  # noqa: PLC0415
+    from veilset.report.load import read_attacks, read_examples  # noqa: PLC0415
+    from veilset.report.model import Card  # noqa: PLC0415
+    from veilset.report.page import render_card  # noqa: PLC0415
+    from veilset.stages.attack import show_progress, table  # noqa: PLC0415
+
+    params = _gate_params()
+    originals, results = ImageSet.open(output / "ingested"), output / "results"
+    case = case_from_originals(public, originals, scheme, key, seed=seed, effort=effort)
+    with show_progress(scheme.name) as report:
+        suite = run_suite(case, {name: {} for name in asked or attack_names()},
+                          dataset=public.manifest.dataset, progress=report)  # fmt: skip
+    suite.write(results)
+    card = leakage_card(
+        read_attacks(results / "results.json"),
+        verdicts_of(read_results(results / "results.json"), scheme, params), scheme, params,
+        asked=asked, release=public.manifest.root,
+        demo_key=public.manifest.key_fingerprint == keys.DEMO_PROTECTION_KEY.fingerprint,
+    )  # fmt: skip
+    shown, examples = Card.model_validate(card), read_examples(results / "examples.npz")
+    write_text(results / "card.html", render_card(shown, examples, originals.manifest.classes))
+    # The card last: until it is there, `reassess` goes by the old one.
+    write_json(results / "card.json", card)
+    say(table(suite.results))
+    for verdict in shown.verdicts.values():
+        say(verdict.words)
+    say(f"Leakage card: {results / 'card.html'}.")
+    say(f"Results, raw scores and pictures: {results} (shows originals; keep it).")
+
+
+def _gate_params() -> "GateParams":
+    """The thresholds of the project here, or the default ones where there is none."""
+    from veilset.release.gate import GateParams  # noqa: PLC0415
+    from veilset.settings import PARAMS_FILE, load_settings  # noqa: PLC0415
+
+    if not Path(PARAMS_FILE).is_file():
+        return GateParams()
+    return GateParams.parse(load_settings(Path()).gate, f"{PARAMS_FILE}: gate")
 
 
 def _settings(pairs: list[str]) -> Mapping[str, Any]:

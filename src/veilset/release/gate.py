@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from veilset.attacks.base import (
     MIN_TARGETS,
     NO_ATTRIBUTE,
+    NO_NETWORK,
     NO_PERSONS,
     OTHER_KIND,
     SUITE_VERSION,
@@ -78,7 +79,7 @@ class GateParams(Params):
     max_suite_age: int = Field(0, ge=0, le=1000)
     min_targets: int = Field(MIN_TARGETS, ge=1)
 
-    EXCUSES: ClassVar[frozenset[str]] = frozenset({NO_PERSONS, NO_ATTRIBUTE})
+    EXCUSES: ClassVar[frozenset[str]] = frozenset({NO_PERSONS, NO_ATTRIBUTE, NO_NETWORK})
 
     def limits(self, template: Template) -> Limits:
         """The limits of a template."""
@@ -148,7 +149,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "counts"}
+        return asdict(self)
 
 
 def judge(found: Results, template: Template, params: GateParams) -> dict[str, Any]:
@@ -165,8 +166,8 @@ def judge(found: Results, template: Template, params: GateParams) -> dict[str, A
     Source: ours.
     """
     relevant = [r for r in found.results if r.attacker in _attackers(template)]
-    stale = _stale(found.suite, params)
-    findings = [_finding(result, params.limits(template), params, stale) for result in relevant]
+    outdated = stale(found.suite, params)
+    findings = [_finding(result, params.limits(template), params, outdated) for result in relevant]
     findings += _missing(relevant, params.required(template))
     verdict = _overall(findings)
     worst = _worst(relevant, findings)
@@ -183,7 +184,7 @@ def _attackers(template: Template) -> tuple[Template, ...]:
     return TEMPLATES if template == "public_release" else ("outside_trainer",)
 
 
-def _stale(suite: str, params: GateParams) -> str | None:
+def stale(suite: str, params: GateParams) -> str | None:
     """Why results of this version of the suite no longer count, or None."""
     if suite == SUITE_VERSION:
         return None
@@ -192,13 +193,13 @@ def _stale(suite: str, params: GateParams) -> str | None:
     return f"measured by suite {suite}, and the present one is {SUITE_VERSION}: attack again"
 
 
-def _finding(result: Result, limits: Limits, params: GateParams, stale: str | None) -> Finding:
+def _finding(result: Result, limits: Limits, params: GateParams, outdated: str | None) -> Finding:
     if not result.applicable:
         reason = f"not applicable: {result.reason or 'no reason given'}"
         excused = result.reason in params.EXCUSES or _is_elsewhere(result, params)
         return Finding(result.attack, result.risk, "undecided", reason, counts=not excused)
     threshold = float(getattr(limits, result.risk))
-    verdict, reason = _verdict(result, threshold, params, stale)
+    verdict, reason = _verdict(result, threshold, params, outdated)
     return Finding(
         result.attack, result.risk, verdict, reason,
         result.value, result.low, result.high, threshold,
@@ -212,7 +213,7 @@ def _is_elsewhere(result: Result, params: GateParams) -> bool:
 
 
 def _verdict(
-    result: Result, threshold: float, params: GateParams, stale: str | None
+    result: Result, threshold: float, params: GateParams, outdated: str | None
 ) -> tuple[Verdict, str]:
     """What one result means by itself. Evidence of a leak counts even from an unsound attack."""
     low, high = result.low, result.high
@@ -220,7 +221,7 @@ def _verdict(
         return "undecided", "the attack diverged, which says nothing about privacy"
     if low > threshold:
         return "fail", f"even the lower bound {low:.3f} is beyond {threshold:g}"
-    unsound = stale or _unsound(result, params)
+    unsound = outdated or _unsound(result, params)
     if unsound:
         return "undecided", unsound
     if high > threshold:

@@ -24,6 +24,7 @@ from veilset.report.lineage import stages_of
 from veilset.report.model import (
     DEFAULT_COMMANDS,
     AttackFile,
+    Card,
     Check,
     Drop,
     Epoch,
@@ -68,6 +69,7 @@ def load_inputs(
     verdicts = _json(root, "reports/verdicts.json", VerdictFile, missing)
     evaluation = _json(root, "reports/evaluation.json", EvaluationFile, missing)
     attacks = _among(schemes, _attacks(root, missing))
+    cards = _among(schemes, _cards(root, missing))
     folders = {folder.name: folder for folder in _folders(root / "data/ingested")}
     found = tuple(_drop(root, folder, missing) for folder in _among(drops, folders).values())
     if not found:
@@ -79,6 +81,7 @@ def load_inputs(
         verdicts=verdicts,
         evaluation=evaluation,
         attacks=attacks,
+        cards=cards,
         examples=_examples(root, attacks, missing),
         drops=found,
         protected=protected,
@@ -94,6 +97,46 @@ def load_inputs(
         commands=tuple(commands),
         missing=tuple(sorted(missing)),
         public=public,
+    )
+
+
+def read_attacks(path: Path) -> AttackFile:
+    """Reads an attack's `results.json`.
+
+    Raises:
+        CorruptError: It is malformed.
+    """
+    return _parse(path, AttackFile, _read_json(path))
+
+
+def read_examples(path: Path) -> Examples:
+    """Reads an attack's `examples.npz`, pictures in their order.
+
+    Raises:
+        CorruptError: It is malformed.
+    """
+    names = ("original", "protected", "reconstruction", "labels", "order")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        _corrupt(path, str(error))
+    pictures = [arrays[name] for name in names[:3]]
+    shapes = {picture.shape for picture in pictures}
+    channels = {1, 3} if pictures[0].ndim == 4 else set()
+    if len(shapes) != 1 or pictures[0].shape[-1] not in channels:
+        _corrupt(path, "its pictures are not three arrays of one shape (K, H, W, 1 or 3)")
+    count = len(pictures[0])
+    order = np.asarray(arrays["order"], dtype=np.int64)
+    if any(picture.dtype != np.uint8 for picture in pictures) or len(arrays["labels"]) != count:
+        _corrupt(path, "its pictures are not uint8 with one label each")
+    if order.ndim != 1 or (len(order) and (order.min() < 0 or order.max() >= count)):
+        _corrupt(path, "its order names pictures that it does not hold")
+    return Examples(
+        original=pictures[0][order],
+        protected=pictures[1][order],
+        reconstruction=pictures[2][order],
+        labels=np.asarray(arrays["labels"], dtype=np.int64)[order],
     )
 
 
@@ -163,7 +206,14 @@ def _attacks(root: Path, missing: list[str]) -> dict[str, AttackFile]:
     paths = sorted((root / "data/attacks").glob("[!.]*/results.json"))
     if not paths:
         missing.append("data/attacks/*/results.json")
-    return {path.parent.name: _parse(path, AttackFile, _read_json(path)) for path in paths}
+    return {path.parent.name: read_attacks(path) for path in paths}
+
+
+def _cards(root: Path, missing: list[str]) -> dict[str, Card]:
+    paths = sorted((root / "reports/cards").glob("[!.]*.json"))
+    if not paths:
+        missing.append("reports/cards/*.json")
+    return {path.stem: _parse(path, Card, _read_json(path)) for path in paths}
 
 
 def _examples(root: Path, attacks: Iterable[str], missing: list[str]) -> dict[str, Examples]:
@@ -171,36 +221,10 @@ def _examples(root: Path, attacks: Iterable[str], missing: list[str]) -> dict[st
     for scheme in attacks:
         path = root / "data/attacks" / scheme / "examples.npz"
         if path.is_file():
-            found[scheme] = _npz(path)
+            found[scheme] = read_examples(path)
         else:
             missing.append(path.relative_to(root).as_posix())
     return found
-
-
-def _npz(path: Path) -> Examples:
-    names = ("original", "protected", "reconstruction", "labels", "order")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        _corrupt(path, str(error))
-    pictures = [arrays[name] for name in names[:3]]
-    shapes = {picture.shape for picture in pictures}
-    channels = {1, 3} if pictures[0].ndim == 4 else set()
-    if len(shapes) != 1 or pictures[0].shape[-1] not in channels:
-        _corrupt(path, "its pictures are not three arrays of one shape (K, H, W, 1 or 3)")
-    count = len(pictures[0])
-    order = np.asarray(arrays["order"], dtype=np.int64)
-    if any(picture.dtype != np.uint8 for picture in pictures) or len(arrays["labels"]) != count:
-        _corrupt(path, "its pictures are not uint8 with one label each")
-    if order.ndim != 1 or (len(order) and (order.min() < 0 or order.max() >= count)):
-        _corrupt(path, "its order names pictures that it does not hold")
-    return Examples(
-        original=pictures[0][order],
-        protected=pictures[1][order],
-        reconstruction=pictures[2][order],
-        labels=np.asarray(arrays["labels"], dtype=np.int64)[order],
-    )
 
 
 def _drop(root: Path, folder: Path, missing: list[str]) -> Drop:

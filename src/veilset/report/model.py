@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from veilset.attacks.base import OTHER_KIND
 from veilset.types import Images, IntArray
 
 Verdict = Literal["pass", "fail", "undecided"]
@@ -79,6 +80,28 @@ class AttackResult(Estimate):
     size: str | None = None
     seed: int | None = None
 
+    @property
+    def elsewhere(self) -> bool:
+        """It is made for other kinds of schemes, so it says nothing of this one."""
+        return not self.applicable and (self.reason or "").startswith(OTHER_KIND)
+
+    def untested(self) -> "Untested":
+        """Why it could not be run, without the words that begin all reasons of `elsewhere`."""
+        reason = (self.reason or "").removeprefix(OTHER_KIND).lstrip(": ")
+        return Untested(
+            attack=self.attack,
+            title=self.title or self.attack,
+            reason=reason or "no reason is recorded",
+        )
+
+
+class Untested(Record):
+    """An attack that could not be run, and why."""
+
+    attack: str
+    title: str
+    reason: str
+
 
 class AttackFile(Record):
     """`data/attacks/<scheme>/results.json`."""
@@ -91,13 +114,14 @@ class AttackFile(Record):
 
 
 class Finding(Estimate):
-    """What one attack means for one attacker template."""
+    """What one attack means for one attacker template; `counts` says it bears on the verdict."""
 
     attack: str
     risk: str = ""
     verdict: Verdict
     threshold: float | None = None
     reason: str | None = None
+    counts: bool = True
 
 
 class Worst(Estimate):
@@ -147,6 +171,75 @@ class VerdictFile(Record):
 
     suite: str = ""
     schemes: dict[str, SchemeVerdict] = {}
+
+
+class CardScheme(Record):
+    """The scheme that a leakage card is about; `digest` is over its parameters, 16 hex digits."""
+
+    name: str
+    title: str
+    version: int
+    parameters: dict[str, Any]
+    digest: str
+
+
+class CardVerdict(Record):
+    """A verdict on a card: in words, with the limit of each risk that it was judged by."""
+
+    verdict: Verdict
+    words: str
+    limits: dict[str, float]
+
+
+class Repeat(Record):
+    """What is needed to attack once more.
+
+    Attributes:
+        attacks: Names of the attacks asked for; empty for all of the suite.
+        seed: The attacker's seed.
+        effort: `quick` or `full`.
+        release: Root digest of the protected set; None in a pipeline, where `dvc.lock` has it.
+    """
+
+    attacks: tuple[str, ...]
+    seed: int
+    effort: Literal["quick", "full"]
+    release: str | None
+
+
+class Card(Record):
+    """A leakage card: all that the attacks say of one scheme on one data set.
+
+    Attributes:
+        schema_: Version of the layout.
+        dataset: Name of the data set.
+        scheme: What was attacked.
+        suite: Version of the attack suite.
+        demo_key: The public demo key was used, so that nothing is protected from anyone.
+        complete: Every attack that counts gave a figure.
+        stale: Why the figures no longer count, or None.
+        verdicts: By attacker template.
+        attacks: What was measured.
+        not_tested: What could not be run.
+        other_kinds: Attacks made for other kinds of schemes: they say nothing of this one.
+        key_space_bits: Of one image, or None; `key_space_words` says what it is worth.
+        repeat: How to attack once more.
+    """
+
+    schema_: int = Field(alias="schema")
+    dataset: str
+    scheme: CardScheme
+    suite: str
+    demo_key: bool
+    complete: bool
+    stale: str | None
+    verdicts: dict[str, CardVerdict]
+    attacks: tuple[AttackResult, ...]
+    not_tested: tuple[Untested, ...]
+    other_kinds: tuple[Untested, ...]
+    key_space_bits: float | None
+    key_space_words: str
+    repeat: Repeat
 
 
 class ClassAccuracy(Record):
@@ -311,6 +404,7 @@ class ReportInputs:
         evaluation: Accuracy of the classifiers.
         attacks: Attack results by scheme.
         examples: Pictures by scheme.
+        cards: Leakage cards by scheme.
         drops: The ingested drops.
         protected: How each protected set was made, by scheme.
         models: The trained classifiers.
@@ -328,6 +422,7 @@ class ReportInputs:
     evaluation: EvaluationFile | None = None
     attacks: Mapping[str, AttackFile] = field(default_factory=dict)
     examples: Mapping[str, Examples] = field(default_factory=dict)
+    cards: Mapping[str, Card] = field(default_factory=dict)
     drops: tuple[Drop, ...] = ()
     protected: Mapping[str, ProtectedSet] = field(default_factory=dict)
     models: tuple[Model, ...] = ()

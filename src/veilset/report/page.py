@@ -6,7 +6,7 @@ Source: ours.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from veilset.files import write_text
 from veilset.report import plots, view, words
 from veilset.report.lineage import families
 from veilset.report.model import (
+    AttackFile,
     AttackResult,
+    Card,
     Declared,
     Drop,
     EvaluationRow,
@@ -28,6 +30,7 @@ from veilset.report.model import (
     ProtectedSet,
     ReportInputs,
     SchemeVerdict,
+    Untested,
 )
 from veilset.report.notes import notes
 from veilset.report.pictures import data_uri
@@ -37,6 +40,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _MATRIX_CLASSES = 12
 _MOST_CONFUSED = 12
 _MODELS_IN_PLOT = 6
+_WORST = 3
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,11 @@ class Confusion:
 
 @dataclass(frozen=True)
 class SchemeSection:
-    """Everything on one scheme."""
+    """Everything on one scheme; `worst` are the first pictures of each of its strips."""
 
     row: view.SchemeRow
+    card: Card | None
+    worst: tuple[Strip, ...]
     declared: Declared | None
     key_words: str
     key_space_bits: float | None
@@ -73,6 +79,7 @@ class SchemeSection:
     strips: tuple[Strip, ...]
     gallery_note: str
     results: tuple[AttackResult, ...]
+    others: tuple[Untested, ...]
     evaluation: tuple[EvaluationRow, ...]
     confusions: tuple[tuple[EvaluationRow, Confusion], ...]
     models: tuple[Model, ...]
@@ -98,13 +105,19 @@ def render(inputs: ReportInputs) -> str:
     rows = view.scheme_rows(inputs)
     found = view.points(inputs)
     plot = plots.privacy_utility(found, view.baseline_accuracy(inputs))
+    elsewhere = [
+        item.attack for file in inputs.attacks.values() for item in file.results if item.elsewhere
+    ]
     page = _environment().get_template("index.html.j2")
     return page.render(
+        title=f"{inputs.dataset}: privacy and utility report",
         inputs=inputs,
         rows=rows,
         templates=[_template(inputs, name) for name in view.template_names(inputs)],
         matrix=view.matrix(inputs, rows),
         not_applicable=view.not_applicable(inputs),
+        elsewhere=view.elsewhere(inputs),
+        other_attacks=len(set(elsewhere)),
         undecided=view.undecided(inputs),
         notes=notes(inputs),
         model=view.compared_model(inputs),
@@ -116,6 +129,26 @@ def render(inputs: ReportInputs) -> str:
         roles=[_roles(drop) for drop in inputs.drops],
         facts=_facts(inputs, rows),
         metric_of=partial(view.metric_of, inputs),
+    )
+
+
+def render_card(card: Card, examples: Examples, classes: Sequence[str] = ()) -> str:
+    """A leakage card as a page of its own, with the worst examples. It shows originals.
+
+    Args:
+        card: What was found.
+        examples: Pictures of the worst leaks, or none.
+        classes: Class names in the order of the labels.
+    """
+    strips, note = _strips(examples, _class_names(classes, examples))
+    found = AttackFile(scheme=card.scheme.name, results=card.attacks)
+    page = _environment().get_template("card.html.j2")
+    return page.render(
+        title=f"{card.scheme.title} on {card.dataset}: leakage card",
+        card=card,
+        worst=_worst(strips),
+        pictures_note=note,
+        notes=notes(ReportInputs(dataset=card.dataset, attacks={card.scheme.name: found})),
     )
 
 
@@ -160,6 +193,7 @@ def _facts(inputs: ReportInputs, rows: Sequence[view.SchemeRow]) -> list[str]:
 def _section(inputs: ReportInputs, row: view.SchemeRow) -> SchemeSection:
     verdict = inputs.verdicts.schemes.get(row.name) if inputs.verdicts else None
     file = inputs.attacks.get(row.name)
+    results = file.results if file else ()
     evaluation = inputs.evaluation.rows if inputs.evaluation else ()
     own = tuple(item for item in evaluation if item.scheme == row.name)
     models = _models(inputs, row.name)
@@ -167,13 +201,16 @@ def _section(inputs: ReportInputs, row: view.SchemeRow) -> SchemeSection:
     classes = inputs.drops[0].classes if inputs.drops else ()
     return SchemeSection(
         row=row,
+        card=inputs.cards.get(row.name),
+        worst=_worst(strips),
         declared=verdict.declared if verdict else None,
         key_words=_key_words(verdict),
         key_space_bits=verdict.key_space_bits if verdict else None,
         protected=inputs.protected.get(row.name),
         strips=strips,
         gallery_note=note,
-        results=file.results if file else (),
+        results=tuple(result for result in results if not result.elsewhere),
+        others=tuple(result.untested() for result in results if result.elsewhere),
         evaluation=own,
         confusions=tuple((item, _confusion(item, classes)) for item in own if item.declared),
         models=models,
@@ -218,9 +255,14 @@ def _gallery(inputs: ReportInputs, row: view.SchemeRow) -> tuple[tuple[Strip, ..
     examples = inputs.examples.get(row.name)
     if examples is None or not len(examples.original):
         return (), f"Pictures: {words.NONE}."
-    names = _class_names(inputs, examples)
-    if inputs.public:
-        return _public_gallery(row, examples, names)
+    names = _class_names(inputs.drops[0].classes if inputs.drops else (), examples)
+    return _public_gallery(row, examples, names) if inputs.public else _strips(examples, names)
+
+
+def _strips(examples: Examples, names: Sequence[str]) -> tuple[tuple[Strip, ...], str]:
+    """Originals, what others receive, and what attacks made of it."""
+    if not len(examples.original):
+        return (), f"Pictures: {words.NONE}."
     if not (examples.original != examples.protected).any():
         return (), "What others receive are the originals."
     best = "the closest that any attack came"
@@ -229,6 +271,11 @@ def _gallery(inputs: ReportInputs, row: view.SchemeRow) -> tuple[tuple[Strip, ..
         _strip("Protected", "what others receive", examples.protected, names),
         _strip("Best reconstruction", best, examples.reconstruction, names),
     ), ""
+
+
+def _worst(strips: Sequence[Strip]) -> tuple[Strip, ...]:
+    """The first few pictures of each row: those that leak most."""
+    return tuple(replace(strip, pictures=strip.pictures[:_WORST]) for strip in strips)
 
 
 def _public_gallery(
@@ -258,9 +305,9 @@ def _how_many(images: Images) -> int:
     return 8 if side <= 64 else 6 if side <= 128 else 4
 
 
-def _class_names(inputs: ReportInputs, examples: Examples) -> list[str]:
-    classes: Mapping[int, str] = dict(enumerate(inputs.drops[0].classes)) if inputs.drops else {}
-    return [classes.get(int(label), f"class {label}") for label in examples.labels]
+def _class_names(classes: Sequence[str], examples: Examples) -> list[str]:
+    known: Mapping[int, str] = dict(enumerate(classes))
+    return [known.get(int(label), f"class {label}") for label in examples.labels]
 
 
 def _confusion(row: EvaluationRow, classes: Sequence[str]) -> Confusion:

@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 from veilset.files import write_text
+from veilset.report import words
 from veilset.report.model import Model, Verdict
 
 _SVG = "http://www.w3.org/2000/svg"
@@ -33,17 +34,23 @@ _LEGEND = {"pass": "passes", "fail": "fails", "undecided": "undecided"}
 _LINES = ("-", "--", "-.", ":")
 _SERIES = ("#1f5f8b", "#a8501c", "#1b6e3c", "#6d3f8f", "#8a5a00", "#52606d")
 
+# The plot of privacy against utility, in inches: a panel, what is around it, a line of a label.
+_PANEL_WIDTH, _PANEL_HEIGHT, _BETWEEN = 4.3, 2.5, 0.6
+_LEFT, _BOTTOM, _TOP, _RIGHT = 0.62, 0.55, 0.62, 0.35
+_LINE, _LETTER = 0.17, 0.082
+_EDGE, _LEADER_END = 103.0, 106.0
+
 
 @dataclass(frozen=True)
 class Point:
-    """One scheme in the plot of privacy against utility; fractions in 0..1.
+    """One scheme and receiver in the plot of privacy against utility; fractions in 0..1.
 
     Attributes:
         scheme: Its name; `title` is its name for people.
         accuracy: Of the classifier in the declared way of use, with its interval.
-        leakage: Success of the strongest attack, with its interval.
-        attacker: The attacker template of that attack; `attack` is the attack's title.
-        verdict: The worst verdict of the scheme.
+        leakage: Success of the strongest attack that counts for this receiver, with its interval.
+        attacker: The receiver, as an attacker template; `attack` is the attack's title.
+        verdict: The scheme's verdict for this receiver.
     """
 
     scheme: str
@@ -62,8 +69,10 @@ class Point:
 def privacy_utility(points: Sequence[Point], baseline: float | None = None) -> str:
     """The plot as one `<svg>` element with title, description and a tooltip for each point.
 
+    Each receiver has a panel of its own.
+
     Args:
-        points: One a scheme; may be empty.
+        points: One a scheme and receiver; may be empty.
         baseline: Accuracy on plain images in 0..1, drawn as a line.
     """
     texts = {f"point-{row}": _tooltip(point) for row, point in enumerate(points)}
@@ -131,43 +140,133 @@ def _style(salt: str) -> Iterator[None]:
         yield
 
 
-def _axes(size: tuple[float, float], xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def _figure(size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
-    # Fixed margins in inches: half the time of a computed layout, and equal across plots.
-    left, bottom, right, top = 0.62, 0.55, 0.1, 0.35
-    width, height = size
-    axes: Axes = figure.add_axes(
-        (left / width, bottom / height,
-         1 - (left + right) / width, 1 - (bottom + top) / height)
-    )  # fmt: skip
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    return figure, axes
-
-
-def _privacy_figure(points: Sequence[Point], baseline: float | None) -> Figure:
-    figure, axes = _axes(
-        (5.7, 4.5), "Leakage: success of the strongest attack, %", "Accuracy on test images, %"
-    )
-    for row, point in enumerate(points):
-        _draw_point(axes, point, f"point-{row}")
-    _limits(axes, points, baseline)
-    if baseline is not None:
-        _draw_baseline(axes, baseline)
-    _legend(axes, points)
-    _place_labels(figure, axes, points)
     return figure
 
 
+def _axes(figure: Figure, box: tuple[float, float, float, float], ylabel: str) -> Axes:
+    """Axes at (left, bottom, width, height) in inches.
+
+    Fixed places take half the time of a computed layout, and are equal across plots.
+    """
+    width, height = figure.get_size_inches()
+    axes: Axes = figure.add_axes(
+        (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+    )  # fmt: skip
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_ylabel(ylabel)
+    return axes
+
+
+def _privacy_figure(points: Sequence[Point], baseline: float | None) -> Figure:
+    """A panel for each receiver, one below the other, on the same scales."""
+    receivers = list(dict.fromkeys(point.attacker for point in points)) or [""]
+    numbered = list(enumerate(points))
+    panels = [[pair for pair in numbered if pair[1].attacker == name] for name in receivers]
+    # A panel is never too low for its column of labels.
+    height = max([_PANEL_HEIGHT, *(_LINE * (len(panel) + 1) for panel in panels)])
+    longest = max((len(point.title) for point in points), default=0)
+    figure = _figure((
+        _LEFT + _PANEL_WIDTH + _RIGHT + _LETTER * longest,
+        _BOTTOM + _TOP + len(panels) * height + (len(panels) - 1) * _BETWEEN,
+    ))  # fmt: skip
+    limits = _limits(points, baseline)
+    for row, (name, panel) in enumerate(zip(receivers, panels, strict=True)):
+        bottom = _BOTTOM + (len(panels) - 1 - row) * (height + _BETWEEN)
+        axes = _axes(figure, (_LEFT, bottom, _PANEL_WIDTH, height), "Accuracy on test images, %")
+        axes.set_xlim(-3, _EDGE)
+        axes.set_ylim(*limits)
+        axes.set_title(words.template_title(name), loc="left", fontsize=10.5, fontweight="bold")
+        _draw_panel(axes, panel, _LINE * (limits[1] - limits[0]) / height)
+        if baseline is not None:
+            _draw_baseline(axes, baseline)
+    figure.axes[-1].set_xlabel("Leakage: success of the strongest attack, %")
+    _legend(figure, points)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Sequence[tuple[int, Point]], line: float) -> None:
+    """Points, and their titles in a column on the right; `line` is the height of a title."""
+    dots = [(100 * point.leakage, 100 * point.accuracy) for _, point in panel]
+    low, high = axes.get_ylim()
+    places = spread([y for _, y in dots], line, low + line / 2, high - line / 2)
+    places = _uncross(dots, places)
+    for (row, point), (x, y), place in zip(panel, dots, places, strict=True):
+        axes.plot([x, _LEADER_END], [y, place], color=_MUTED, linewidth=0.6, clip_on=False)
+        _draw_point(axes, point, f"point-{row}")
+        axes.annotate(
+            point.title, (_LEADER_END + 1, place), va="center", fontsize=9.5, color=_INK,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for labels: as near as can be to those wanted, and apart.
+
+    Args:
+        wanted: Where each label would be best.
+        gap: The least distance of two labels; less where there is no room for it.
+        low: The lowest place.
+        high: The highest place.
+
+    Returns:
+        One place for each, in the order of `wanted`; who wants a higher place has one.
+
+    Source: least squares under an order by pooling adjacent violators (Ayer et al., Annals of
+    Mathematical Statistics 1955); the use is ours.
+    """
+    count = len(wanted)
+    gap = min(gap, (high - low) / max(count - 1, 1))
+    order = sorted(range(count), key=lambda row: wanted[row])
+    pools: list[tuple[float, int]] = []
+    for place, row in enumerate(order):
+        mean, size = wanted[row] - place * gap, 1
+        while pools and pools[-1][0] >= mean:
+            other, more = pools.pop()
+            mean, size = (mean * size + other * more) / (size + more), size + more
+        pools.append((mean, size))
+    flat = [mean for mean, size in pools for _ in range(size)]
+    top = high - (count - 1) * gap
+    found = {
+        row: min(max(value, low), top) + place * gap
+        for place, (row, value) in enumerate(zip(order, flat, strict=True))
+    }
+    return [found[row] for row in range(count)]
+
+
+def _uncross(dots: Sequence[tuple[float, float]], places: Sequence[float]) -> list[float]:
+    """Exchanges the places of labels whose leaders cross, until none do.
+
+    An exchange makes the two leaders shorter together, so this comes to an end.
+    """
+    placed = list(places)
+    for _ in range(len(dots) ** 2):
+        pairs = combinations(range(len(dots)), 2)
+        leaders = [(x, y, place) for (x, y), place in zip(dots, placed, strict=True)]
+        found = next(((a, b) for a, b in pairs if _cross(leaders[a], leaders[b])), None)
+        if found is None:
+            break
+        a, b = found
+        placed[a], placed[b] = placed[b], placed[a]
+    return placed
+
+
+def _cross(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    """Two leaders, as (x, y) of the point and height of the label, cross each other."""
+    (left, y, place), (right, height, end) = sorted((one, other))
+    passing = y + (place - y) * (right - left) / (_LEADER_END - left)
+    return (passing - height) * (place - end) < 0
+
+
 def _draw_baseline(axes: Axes, baseline: float) -> None:
-    """A line with its label on the left, where the unprotected set's own point never is."""
+    """A line, explained above the panel, where no point can lie on the words."""
     axes.axhline(100 * baseline, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"trained on plain images: {_percent(baseline)}", (-2, 100 * baseline), (0, 4),
-        textcoords="offset points", color=_MUTED, fontsize=9.5,
+    axes.set_title(
+        f"dashed: trained on plain images, {_percent(baseline)}", loc="right", fontsize=9,
+        color=_MUTED,
     )  # fmt: skip
 
 
@@ -184,82 +283,29 @@ def _draw_point(axes: Axes, point: Point, gid: str) -> None:
     axes.scatter([x], [y], s=80, marker=marker, color=colour, edgecolor="white", gid=gid, zorder=3)
 
 
-def _limits(axes: Axes, points: Sequence[Point], baseline: float | None) -> None:
-    axes.set_xlim(-3, 103)
+def _limits(points: Sequence[Point], baseline: float | None) -> tuple[float, float]:
+    """The lowest and highest accuracy shown, in per cent."""
     heights = [100 * point.accuracy_low for point in points]
     heights += [] if baseline is None else [100 * baseline]
     bottom = max(0.0, 10 * (min(heights, default=0) // 10) - 5)
-    axes.set_ylim(bottom - 2 if bottom == 0 else bottom, 104)
+    return (bottom - 2 if bottom == 0 else bottom), 104.0
 
 
-def _legend(axes: Axes, points: Sequence[Point]) -> None:
+def _legend(figure: Figure, points: Sequence[Point]) -> None:
+    axes = figure.axes[0]
     for verdict, marker in _MARKERS.items():
         if any(point.verdict == verdict for point in points):
             axes.scatter(
                 [], [], s=60, marker=marker, color=_COLOURS[verdict], label=_LEGEND[verdict]
             )
     if points:
-        axes.figure.legend(
-            loc="upper left", ncols=3, frameon=False, handletextpad=0.2, borderpad=0.1
-        )
-
-
-def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Writes each title beside its point, where it covers least of what is already there."""
-    dots = [axes.transData.transform((100 * p.leakage, 100 * p.accuracy)) for p in points]
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
-    taken += [box for p in points for box in _bars(axes, p)]
-    taken += [text.get_window_extent() for text in axes.texts]
-    inside = axes.get_window_extent()
-    for point, dot in zip(points, dots, strict=True):
-        width, height = 7.8 * len(point.title), 17.0
-        spots = _spots(width, height)
-        boxes = [Bbox.from_bounds(dot[0] + dx, dot[1] + dy, width, height) for dx, dy in spots]
-        costs = [_cost(box, taken, inside) + 0.01 * row for row, box in enumerate(boxes)]
-        best = costs.index(min(costs))
-        taken.append(boxes[best])
-        _write(axes, point, spots[best], figure.dpi)
-
-
-def _bars(axes: Axes, point: Point) -> list[Bbox]:
-    """The error bars of a point as thin boxes, in dots."""
-    place = axes.transData.transform
-    x, y = 100 * point.leakage, 100 * point.accuracy
-    ends = [
-        ((100 * point.leakage_low, y), (100 * point.leakage_high, y)),
-        ((x, 100 * point.accuracy_low), (x, 100 * point.accuracy_high)),
-    ]
-    return [Bbox([place(low) - 2, place(high) + 2]) for low, high in ends]
-
-
-def _spots(width: float, height: float) -> list[tuple[float, float]]:
-    """Lower left corners to try for a label, in dots from the point, the best liked first."""
-    return [
-        (10, 5), (-10 - width, 5), (10, -5 - height), (-10 - width, -5 - height),
-        (-width / 2, 18), (-width / 2, -18 - height), (10, 24), (-10 - width, 24),
-        (10, -24 - height), (-10 - width, -24 - height),
-        (-width / 2, 40), (-width / 2, -40 - height),
-    ]  # fmt: skip
-
-
-def _cost(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
-    """Area that a label would cover of others, and ten times what would leave the plot."""
-    common = Bbox.intersection(box, inside)
-    outside = box.width * box.height - (common.width * common.height if common else 0)
-    overlaps = [Bbox.intersection(box, other) for other in taken]
-    return float(sum(item.width * item.height for item in overlaps if item) + 10 * outside)
-
-
-def _write(axes: Axes, point: Point, spot: tuple[float, float], dpi: float) -> None:
-    axes.annotate(
-        point.title, (100 * point.leakage, 100 * point.accuracy),
-        (spot[0] * 72 / dpi, (spot[1] + 2) * 72 / dpi), textcoords="offset points",
-        fontsize=10.5, color=_INK, annotation_clip=False,
-    )  # fmt: skip
+        figure.legend(loc="upper left", ncols=3, frameon=False, handletextpad=0.2, borderpad=0.1)
 
 
 def _training_figure(models: Sequence[Model]) -> Figure:
-    figure, axes = _axes((5.7, 3.0), "Epoch", "Validation accuracy, %")
+    figure = _figure((5.7, 3.0))
+    axes = _axes(figure, (_LEFT, _BOTTOM, 4.98, 2.1), "Validation accuracy, %")
+    axes.set_xlabel("Epoch")
     for row, model in enumerate(models):
         kept = [item for item in model.history if item.validation_accuracy is not None]
         axes.plot(
@@ -286,7 +332,8 @@ def _percent(value: float) -> str:
 
 def _tooltip(point: Point) -> str:
     return (
-        f"{point.title}: accuracy {_percent(point.accuracy)} "
+        f"{point.title}, {words.template_title(point.attacker).lower()}: "
+        f"accuracy {_percent(point.accuracy)} "
         f"({_percent(point.accuracy_low)} to {_percent(point.accuracy_high)}), "
         f"leakage {_percent(point.leakage)} "
         f"({_percent(point.leakage_low)} to {_percent(point.leakage_high)}) "

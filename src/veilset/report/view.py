@@ -92,11 +92,15 @@ class SchemeRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack on one scheme for one attacker: a word and the figure behind it."""
+    """One attack on one scheme for one attacker: a word and the figure behind it.
+
+    `elsewhere` says that the attack is made for other kinds of schemes.
+    """
 
     word: str
     text: str
     reason: str
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,13 @@ def baseline_accuracy(inputs: ReportInputs) -> float | None:
 
 
 def points(inputs: ReportInputs) -> tuple[Point, ...]:
-    """The schemes that have both an accuracy and a measured leak, for the plot and its CSV."""
-    found = (_point(row) for row in scheme_rows(inputs))
+    """For each receiver the schemes that have both an accuracy and a measured leak.
+
+    A scheme's leak for a receiver is the worst attack that counts there: the plot and its CSV have
+    a point for each scheme and receiver.
+    """
+    rows = scheme_rows(inputs)
+    found = (_point(inputs, row, name) for name in template_names(inputs) for row in rows)
     return tuple(point for point in found if point is not None)
 
 
@@ -203,7 +212,7 @@ def headline(inputs: ReportInputs, template: str) -> str:
 
 
 def matrix(inputs: ReportInputs, rows: Iterable[SchemeRow]) -> tuple[MatrixRow, ...]:
-    """Every attack for every attacker over these schemes."""
+    """Every attack for every attacker over these schemes, but for those made for none of them."""
     schemes = [row.name for row in rows]
     first: dict[tuple[str, str], AttackResult] = {}
     for name in schemes:
@@ -211,41 +220,65 @@ def matrix(inputs: ReportInputs, rows: Iterable[SchemeRow]) -> tuple[MatrixRow, 
             first.setdefault((result.attacker, result.attack), result)
     order = {name: place for place, name in enumerate(template_names(inputs))}
     keys = sorted(first, key=lambda key: (order.get(key[0], len(order)), first[key].title, key[1]))
-    return tuple(_matrix_row(inputs, first[key], schemes) for key in keys)
+    found = (_matrix_row(inputs, first[key], schemes) for key in keys)
+    return tuple(row for row in found if any(cell and not cell.elsewhere for cell in row.cells))
 
 
 def not_applicable(inputs: ReportInputs) -> tuple[Group, ...]:
-    """Attacks that could not be run, with reasons: never a pass."""
+    """Attacks that could not be run, with reasons: never a pass.
+
+    Attacks made for other kinds of schemes are not among them: see `elsewhere`.
+    """
     found: dict[tuple[str, str, str], list[str]] = {}
     for name in scheme_names(inputs):
         for result in _results(inputs, name):
-            if not result.applicable:
+            if not result.applicable and not result.elsewhere:
                 key = (result.title or result.attack, "", result.reason or "no reason is recorded")
+                found.setdefault(key, []).append(scheme_title(inputs, name))
+    return _groups(found)
+
+
+def elsewhere(inputs: ReportInputs) -> tuple[Group, ...]:
+    """Attacks made for other kinds of schemes, an entry for each attack and reason."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name in scheme_names(inputs):
+        for result in _results(inputs, name):
+            if result.elsewhere:
+                told = result.untested()
+                key = (told.title, "", told.reason)
                 found.setdefault(key, []).append(scheme_title(inputs, name))
     return _groups(found)
 
 
 def undecided(inputs: ReportInputs) -> tuple[Group, ...]:
     """Findings that support neither verdict, and verdicts undecided as a whole, with reasons."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    receivers: dict[tuple[str, str, str], list[str]] = {}
     for scheme, verdict in inputs.verdicts.schemes.items() if inputs.verdicts else ():
         for template, outcome in verdict.templates.items():
-            for attack, reason in _open_questions(outcome):
+            for attack, reason, counts in _open_questions(outcome):
                 result = find_result(inputs, scheme, attack, template)
-                if result is not None and not result.applicable:
-                    continue  # Told, with its reason, among what is not applicable.
+                if result is not None and _is_told(result, counts):
+                    continue
                 title = result.title if result and result.title else attack
-                key = (title, words.template_title(template), reason or "no reason is recorded")
-                found.setdefault(key, []).append(scheme_title(inputs, scheme))
+                key = (title, reason or "no reason is recorded", scheme_title(inputs, scheme))
+                receivers.setdefault(key, []).append(words.template_title(template))
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for (title, reason, scheme), names in receivers.items():
+        found.setdefault((title, words.listed(names), reason), []).append(scheme)
     return _groups(found)
 
 
-def _open_questions(outcome: TemplateVerdict) -> list[tuple[str, str | None]]:
-    """(attack, reason) of what is undecided."""
+def _is_told(result: AttackResult, counts: bool) -> bool:
+    """Its reason stands among what is not applicable; a verdict's own need is told here as well."""
+    return not result.applicable and not (result.elsewhere and counts)
+
+
+def _open_questions(outcome: TemplateVerdict) -> list[tuple[str, str | None, bool]]:
+    """(attack, reason, whether it bears on the verdict) of what is undecided."""
     findings = [item for item in outcome.findings if item.verdict == "undecided"]
     if outcome.verdict == "undecided" and not findings:
-        return [("The verdict", outcome.words)]
-    return [(item.attack, item.reason) for item in findings]
+        return [("The verdict", outcome.words, True)]
+    return [(item.attack, item.reason, item.counts) for item in findings]
 
 
 def find_result(
@@ -340,26 +373,26 @@ def _chance(result: AttackResult | None) -> float | None:
     return result.chance if result else None
 
 
-def _point(row: SchemeRow) -> Point | None:
-    leak, utility = row.leak, row.utility
-    if leak is None or utility is None or row.overall is None:
+def _point(inputs: ReportInputs, row: SchemeRow, template: str) -> Point | None:
+    outcome, utility = row.verdicts.get(template), row.utility
+    if outcome is None or outcome.worst is None or utility is None or utility.accuracy is None:
         return None
-    value, accuracy = leak.worst.value, utility.accuracy
-    if value is None or accuracy is None or not words.is_share(leak.metric):
+    worst, accuracy = outcome.worst, utility.accuracy
+    leak = Leak(template, worst, find_result(inputs, row.name, worst.attack, template))
+    if worst.value is None or not words.is_share(leak.metric):
         return None
-    low, high = leak.worst.low, leak.worst.high
     return Point(
         scheme=row.name,
         title=row.title,
         accuracy=accuracy,
         accuracy_low=accuracy if utility.low is None else utility.low,
         accuracy_high=accuracy if utility.high is None else utility.high,
-        leakage=value,
-        leakage_low=value if low is None else low,
-        leakage_high=value if high is None else high,
-        attacker=leak.template,
+        leakage=worst.value,
+        leakage_low=worst.value if worst.low is None else worst.low,
+        leakage_high=worst.value if worst.high is None else worst.high,
+        attacker=template,
         attack=leak.title,
-        verdict=row.overall,
+        verdict=outcome.verdict,
     )
 
 
@@ -381,7 +414,7 @@ def _cell(inputs: ReportInputs, scheme: str, attack: str, attacker: str) -> Cell
     if result is None:
         return None
     if not result.applicable:
-        return Cell("not applicable", "", result.reason or "")
+        return Cell("not applicable", "", result.reason or "", result.elsewhere)
     word = _finding_word(inputs, scheme, attack, attacker)
     high = result.high if result.high is not None else result.value
     return Cell(word, words.figure(high, result.metric), result.words or "")

@@ -2,15 +2,33 @@
 
 from pathlib import Path
 
+from veilset import keys
+from veilset.release.card import leakage_card, write_cards
 from veilset.release.gate import GateParams, write_verdicts
+from veilset.report.load import read_attacks
 from veilset.settings import PARAMS_FILE, load_settings
 from veilset.stages.project import Project, scheme_of
 
 
 def run(root: Path) -> None:
-    """Writes `reports/verdicts.json`. A failed verdict is a result, not an error."""
+    """Writes `reports/verdicts.json` and `reports/cards/`. A failed verdict is no error."""
     project, settings = Project(root), load_settings(root)
     params = GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
     schemes = {name: scheme_of(settings, name) for name in settings.schemes}
     results = {name: project.attacks(name) / "results.json" for name in schemes}
-    write_verdicts(results, schemes, params, project.reports / "verdicts.json")
+    judged = write_verdicts(results, schemes, params, project.reports / "verdicts.json")["schemes"]
+    demo = _demo_key(root)
+    cards = {
+        name: leakage_card(
+            read_attacks(results[name]), judged[name], scheme, params,
+            asked=settings.attacks, demo_key=demo and scheme.declares.keyed,
+        )
+        for name, scheme in schemes.items()
+    }  # fmt: skip
+    write_cards(project.reports / "cards", cards)
+
+
+def _demo_key(root: Path) -> bool:
+    """The project's protection key is the public demo key."""
+    path = keys.fingerprint_path("protection", root)
+    return path.is_file() and path.read_text().strip() == keys.DEMO_PROTECTION_KEY.fingerprint
