@@ -1,6 +1,10 @@
 """The learned inverse restores what can be restored, repeats, and admits divergence."""
 
+import io
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from attack_cases import (
@@ -13,13 +17,16 @@ from attack_cases import (
     OtherPeople,
     Planted,
     Side,
+    build,
     digit_case,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import bootstrap
 
 from veilset.attacks.base import AttackResult, Diverged
-from veilset.attacks.features import Pairs, protect_as_attacker
+from veilset.attacks.features import Pairs, area_resize, protect_as_attacker
 from veilset.attacks.learned_inverse import (
     LearnedInverse,
     LearnedInverseParams,
@@ -31,6 +38,9 @@ from veilset.attacks.learned_inverse import (
 from veilset.metrics.similarity import ssim
 from veilset.metrics.statistics import wilson
 from veilset.schemes.plain import Plain
+from veilset.schemes.registry import make_scheme
+
+CIFAR = Path(__file__).parents[2].parent / "shared/datasets/cifar10/test1k.parquet"
 
 SMALL = LearnedInverseParams(
     versions=4, shift=1, work_side=16, base=8, depth=1, steps=25, oracle_steps=25, batch=16
@@ -151,3 +161,24 @@ def test_sorted_regions_are_equal_after_a_shuffle() -> None:
 
 def test_the_attacker_has_a_key_of_her_own() -> None:
     assert digit_case(Noise(), targets=3).attacker.key == OTHER
+
+
+@pytest.mark.skipif(not CIFAR.is_file(), reason="shared/datasets is not beside the repository")
+def test_photographs_are_restored_better_than_by_their_thumbnail() -> None:
+    rows = pq.read_table(CIFAR, columns=["image"]).slice(0, 700)["image"].to_pylist()
+    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows])
+    order, nobody = np.arange(700), np.full(700, "", dtype=object)
+    scheme = make_scheme("visualmixer", {"region_px": 8, "n": 8}, "test")
+    case = build(scheme, images, order % 2, nobody, order[:200], order[200:], None, 0)
+    result = LearnedInverse(LearnedInverseParams(versions=4, steps=1, oracle_steps=1)).run(case)
+    assert result.low > 0.8
+    assert result.scores is not None
+    restored = result.scores.query("anchor == 'main'")["ssim"].to_numpy()
+    # What anyone sees without learning: the mean of each region, enlarged roughly or smoothly.
+    small = area_resize(case.release.images, 4, 4).round().astype(np.uint8)
+    for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC):
+        enlarged = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), method))
+                             for one in small])  # fmt: skip
+        better = restored - ssim(enlarged, case.truth.originals)
+        found = bootstrap((better,), np.mean, rng=np.random.default_rng(0)).confidence_interval
+        assert found.low > 0, method
