@@ -1,5 +1,7 @@
 """Intervals against SciPy, by simulation, and at their edges."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,9 @@ from veilset.metrics.statistics import (
     effective_trials,
     hierarchical_bootstrap,
     holm,
+    paired_difference,
     residual_risk,
+    sign_test,
     wilson,
 )
 
@@ -165,3 +169,61 @@ def test_holm_of_a_known_case() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     with pytest.raises(ValueError, match="p-value"):
         holm(np.array([1.5]))
+
+
+pairs = st.tuples(*[st.integers(0, 30)] * 4).filter(sum)
+
+
+def successes(both: int, first: int, second: int, neither: int) -> tuple[Any, Any, Any]:
+    """Success on each target under two schemes, and a cluster for each target."""
+    counts = (both, first, second, neither)
+    one, two = np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
+    return one, two, np.arange(sum(counts))
+
+
+@given(pairs)
+def test_a_paired_difference_is_that_of_bonett_and_price(counts: tuple[int, ...]) -> None:
+    n, p, q = sum(counts) + 2, counts[1] + 1, counts[2] + 1
+    middle = (p - q) / n
+    reach = 1.959964 * np.sqrt((p + q) / n - middle**2) / np.sqrt(n)
+    found = paired_difference(*successes(*counts))
+    assert found.value == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    assert found.low == pytest.approx(max(-1.0, min(middle - reach, found.value)), abs=1e-6)
+    assert found.high == pytest.approx(min(1.0, max(middle + reach, found.value)), abs=1e-6)
+    if found.value == 0:
+        assert found.low < 0 < found.high
+
+
+@given(pairs)
+def test_the_sign_test_is_mcnemars_and_forgets_order(counts: tuple[int, ...]) -> None:
+    one, two, own = successes(*counts)
+    differ = counts[1] + counts[2]
+    expected = binomtest(counts[1], differ).pvalue if differ else 1.0
+    assert sign_test(one, two, own) == sign_test(two, one, own) == pytest.approx(expected)
+
+
+def test_paired_figures_of_persons_are_less_sure_than_of_as_many_strangers() -> None:
+    one, two, own = successes(0, 40, 10, 50)
+    persons = np.repeat(np.arange(20), 5)
+    assert sign_test(one, two, persons) > sign_test(one, two, own)
+    alone, together = (paired_difference(one, two, who) for who in (own, persons))
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+    assert together.value == alone.value
+
+
+def test_paired_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        ease = np.repeat(rng.random(30), 4)
+        one, two = (rng.random((2, 120)) < [0.8 * ease, 0.5 * ease]).astype(float)
+        found = paired_difference(one, two, np.repeat(np.arange(30), 4))
+        hits += found.low <= 0.15 <= found.high
+    assert hits >= 0.92 * 400
+
+
+def test_nothing_to_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="same targets"):
+        paired_difference(np.zeros(0), np.zeros(0), np.zeros(0))
+    with pytest.raises(ValueError, match="same targets"):
+        paired_difference(np.zeros(2), np.zeros(3), np.zeros(2))

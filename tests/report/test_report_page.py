@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from report_project import CLASSES, NUMBERS, SECRET_NAME, TITLES, pictures, write_project
 
+from veilset.report import view
 from veilset.report.load import load_inputs
 from veilset.report.model import ReportInputs
 from veilset.report.page import render, render_card, write_report
@@ -292,6 +293,7 @@ def test_nothing_is_invented_when_everything_is_missing(empty_html: str) -> None
 
 
 OPTIONAL = ["reports/verdicts.json", "reports/evaluation.json", "reports/cards",
+            "reports/comparison.json",
             "data/attacks", "data/ingested", "data/protected", "data/models", "data/checks",
             "data/quarantine", "keys", "dvc.lock",
             "data/ingested/2024-01/index.parquet", "data/attacks/dp_pix/examples.npz"]  # fmt: skip
@@ -311,6 +313,23 @@ def test_each_missing_part_is_named_and_the_rest_stays(
     page = Page(render(inputs))
     assert all(item in page.text for item in found)
     assert all(title in page.text for title in TITLES.values())
+
+
+def test_who_leaks_less_is_told_for_each_receiver(inputs: ReportInputs, html: str) -> None:
+    found = {one.title: one for one in view.standings(inputs, "public_release")}
+    assert found["DP-Pix"].level == ("Image to perturbation",)
+    assert found["DP-Pix"].less == ("Pixel block mixing", "Plain", "VisualMixer")
+    assert found["VisualMixer"].less == ("Pixel block mixing", "Plain")
+    assert found["VisualMixer"].more == ("DP-Pix", "Image to perturbation")
+    assert found["Plain"].less == ()
+    assert next(iter(found)) == "DP-Pix"
+    text = Page(html).text
+    assert text.count("shown by 10 comparisons on the same images") == 2
+    assert "\N{MINUS SIGN}98.0" in text
+    assert "below 0.001" in text
+    assert "p-value below 0.05" in text
+    without = Page(render(replace(inputs, comparison=None))).text
+    assert "Comparison of schemes: not available." in without
 
 
 def test_attacks_made_for_other_kinds_are_one_quiet_line(html: str) -> None:

@@ -529,11 +529,8 @@ class Attack(ABC, Generic[P, F]):
             ignore_index=True,
         )
         draws = _generators(case.attacker.seed, f"{self.name}, joined")
-        names = dict(
-            zip((str(target) for target in case.truth.ids), case.truth.groups, strict=True)
-        )
         rates = {
-            str(anchor): _nested_interval(part, names, next(draws))
+            str(anchor): _nested_interval(part, next(draws))
             for anchor, part in scores.groupby("anchor", sort=True)
         }
         rate = rates["main"]
@@ -681,12 +678,10 @@ def _interval(scores: Scores, groups: Groups, rng: np.random.Generator) -> Inter
     return cluster_bootstrap(success, np.where(groups == "", alone, groups.astype(str)), rng)
 
 
-def _nested_interval(
-    scores: pd.DataFrame, names: Mapping[str, str], rng: np.random.Generator
-) -> Interval:
+def _nested_interval(scores: pd.DataFrame, rng: np.random.Generator) -> Interval:
     """The interval of the rate over seeds, persons and their images."""
-    targets = scores["target"].astype(str)
-    persons = np.array([names.get(target) or f"image {target}" for target in targets], dtype=str)
+    unknown = "image " + scores["target"].astype(str)
+    persons = scores["group"].where(scores["group"] != "", unknown).to_numpy(dtype=str)
     success = scores["success"].to_numpy(dtype=np.float64)
     return hierarchical_bootstrap(success, [scores["repeat"].to_numpy(), persons], rng)
 
@@ -707,6 +702,7 @@ def _stack(name: str, case: Case, anchors: Mapping[str, Scores]) -> pd.DataFrame
     frames = []
     for anchor, scores in anchors.items():
         frame = scores.frame.copy()
+        frame.insert(0, "group", [str(value) for value in case.truth.groups])
         frame.insert(0, "target", [str(value) for value in case.truth.ids])
         frame.insert(0, "anchor", anchor)
         frame.insert(0, "attack", name)

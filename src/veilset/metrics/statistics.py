@@ -106,8 +106,7 @@ def cluster_bootstrap(
     """
     if not len(values):
         raise ValueError("an interval needs at least one value")
-    _, member = np.unique(clusters, return_inverse=True)
-    sums, sizes = np.bincount(member, weights=values), np.bincount(member)
+    sums, sizes = _cluster_sums(values, clusters)
     picks = rng.integers(0, len(sums), (draws, len(sums)))
     means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
     tail = (1 - confidence) / 2
@@ -130,8 +129,7 @@ def effective_trials(values: FloatArray, clusters: npt.NDArray[Any]) -> float:
 
     Source: the design effect of cluster sampling (Kish, 1965), bounded on both sides by us.
     """
-    _, member = np.unique(clusters, return_inverse=True)
-    sums, sizes = np.bincount(member, weights=values), np.bincount(member)
+    sums, sizes = _cluster_sums(values, clusters)
     mean, groups, n = float(np.mean(values)), len(sums), len(values)
     if groups < 2 or not 0 < mean < 1:
         return float(groups)
@@ -204,6 +202,72 @@ def _nested_draw(tree: Sequence[IntArray], rng: np.random.Generator) -> IntArray
         within = (rng.random(int(wanted.sum())) * np.repeat(wanted, wanted)).astype(np.int64)
         nodes = np.repeat(starts[nodes], wanted) + within
     return nodes
+
+
+def paired_difference(
+    first: FloatArray,
+    second: FloatArray,
+    clusters: npt.NDArray[Any],
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """The interval of the difference of two mean rates on the same targets.
+
+    One more target on which only the first succeeds is assumed, and one on which only the second
+    does: so two schemes that agree on every target are not held to be equal for certain.
+
+    Args:
+        first: float (N,), 0..1, success on each target.
+        second: float (N,), 0..1, on the same targets.
+        clusters: (N,), any comparable labels of targets that go together (a person).
+        confidence: Two-sided, 0..1.
+
+    Returns:
+        mean(first) - mean(second) and its limits, -1..1.
+
+    Raises:
+        ValueError: There are no values, or not as many of each.
+
+    Source: Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012, for
+    independent targets; the sums of clusters in place of single differences are ours.
+    """
+    if not len(first) or not len(first) == len(second) == len(clusters):
+        raise ValueError("a paired difference needs the same targets twice, at least one")
+    sums, sizes = _cluster_sums(first - second, clusters)
+    sums, sizes = np.concatenate([sums, [1.0, -1.0]]), np.concatenate([sizes, [1, 1]])
+    middle, n = float(sums.sum() / sizes.sum()), float(sizes.sum())
+    spread = sqrt(float(((sums - sizes * middle) ** 2).sum())) / n
+    reach = float(stats.norm.ppf((1 + confidence) / 2)) * spread
+    low, high = np.clip([middle - reach, middle + reach], -1.0, 1.0)
+    value = float(np.mean(first) - np.mean(second))
+    return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def sign_test(first: FloatArray, second: FloatArray, clusters: npt.NDArray[Any]) -> float:
+    """The exact two-sided p-value of no difference between two rates on the same targets.
+
+    Args:
+        first: float (N,), success on each target.
+        second: float (N,), on the same targets.
+        clusters: (N,), any comparable labels of targets that go together (a person).
+
+    Returns:
+        0..1; 1 where they differ on no cluster.
+
+    Source: the sign test on sums of clusters; McNemar's exact test (Psychometrika 12, 1947) where
+    each target is a cluster of its own and success is 0 or 1.
+    """
+    sums, _ = _cluster_sums(first - second, clusters)
+    up, down = int((sums > 1e-9).sum()), int((sums < -1e-9).sum())
+    return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
+
+
+def _cluster_sums(
+    values: FloatArray, clusters: npt.NDArray[Any]
+) -> tuple[FloatArray, IntArray]:  # fmt: skip
+    """The sum of the values of each cluster, and how many there are."""
+    _, member = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(member, weights=values).astype(np.float64)
+    return sums, np.bincount(member).astype(np.int64)
 
 
 def holm(p_values: FloatArray) -> FloatArray:

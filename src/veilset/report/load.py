@@ -26,6 +26,7 @@ from veilset.report.model import (
     AttackFile,
     Card,
     Check,
+    ComparisonFile,
     Drop,
     Epoch,
     EvaluationFile,
@@ -68,6 +69,7 @@ def load_inputs(
     missing: list[str] = []
     verdicts = _json(root, "reports/verdicts.json", VerdictFile, missing)
     evaluation = _json(root, "reports/evaluation.json", EvaluationFile, missing)
+    comparison = _json(root, "reports/comparison.json", ComparisonFile, missing)
     attacks = _among(schemes, _attacks(root, missing))
     cards = _among(schemes, _cards(root, missing))
     folders = {folder.name: folder for folder in _folders(root / "data/ingested")}
@@ -82,6 +84,7 @@ def load_inputs(
         evaluation=evaluation,
         attacks=attacks,
         cards=cards,
+        comparison=comparison,
         examples=_examples(root, attacks, missing),
         drops=found,
         protected=protected,

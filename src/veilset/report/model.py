@@ -242,6 +242,36 @@ class Card(Record):
     repeat: Repeat
 
 
+class Difference(Record):
+    """A difference of two rates with its interval, -1..1."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Contrast(Record):
+    """Two schemes for one receiver, as `veilset.release.comparison.Contrast` tells."""
+
+    template: str
+    scheme: str
+    other: str
+    attack: str
+    other_attack: str
+    targets: int
+    rate: float
+    other_rate: float
+    difference: Difference
+    p_value: float
+    adjusted: float
+
+
+class ComparisonFile(Record):
+    """`reports/comparison.json`."""
+
+    contrasts: tuple[Contrast, ...] = ()
+
+
 class ClassAccuracy(Record):
     """Accuracy on the test images of one class."""
 
@@ -405,6 +435,7 @@ class ReportInputs:
         attacks: Attack results by scheme.
         examples: Pictures by scheme.
         cards: Leakage cards by scheme.
+        comparison: Which schemes leak less than which.
         drops: The ingested drops.
         protected: How each protected set was made, by scheme.
         models: The trained classifiers.
@@ -423,6 +454,7 @@ class ReportInputs:
     attacks: Mapping[str, AttackFile] = field(default_factory=dict)
     examples: Mapping[str, Examples] = field(default_factory=dict)
     cards: Mapping[str, Card] = field(default_factory=dict)
+    comparison: ComparisonFile | None = None
     drops: tuple[Drop, ...] = ()
     protected: Mapping[str, ProtectedSet] = field(default_factory=dict)
     models: tuple[Model, ...] = ()

@@ -114,6 +114,12 @@ def render(inputs: ReportInputs) -> str:
         inputs=inputs,
         rows=rows,
         templates=[_template(inputs, name) for name in view.template_names(inputs)],
+        comparisons=[
+            (name, view.standings(inputs, name), view.contrasts(inputs, name))
+            for name in view.template_names(inputs)
+        ],
+        significant=view.SIGNIFICANT,
+        scheme_title=partial(view.scheme_title, inputs),
         matrix=view.matrix(inputs, rows),
         not_applicable=view.not_applicable(inputs),
         elsewhere=view.elsewhere(inputs),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from veilset.report import words
 from veilset.report.model import (
     AttackResult,
+    Contrast,
     EvaluationRow,
     ReportInputs,
     SchemeVerdict,
@@ -222,6 +223,43 @@ def matrix(inputs: ReportInputs, rows: Iterable[SchemeRow]) -> tuple[MatrixRow, 
     keys = sorted(first, key=lambda key: (order.get(key[0], len(order)), first[key].title, key[1]))
     found = (_matrix_row(inputs, first[key], schemes) for key in keys)
     return tuple(row for row in found if any(cell and not cell.elsewhere for cell in row.cells))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What comparisons for one receiver show of a scheme; titles of the other schemes."""
+
+    title: str
+    less: tuple[str, ...]
+    level: tuple[str, ...]
+    more: tuple[str, ...]
+
+
+SIGNIFICANT = 0.05
+"""A difference is shown where its p-value, corrected by Holm, is below this."""
+
+
+def contrasts(inputs: ReportInputs, template: str) -> tuple[Contrast, ...]:
+    """All pairs of schemes that were compared for a receiver."""
+    found = inputs.comparison.contrasts if inputs.comparison else ()
+    return tuple(item for item in found if item.template == template)
+
+
+def standings(inputs: ReportInputs, template: str) -> tuple[Standing, ...]:
+    """For each compared scheme those that it leaks less than, as much as far as known, and more."""
+    relations: dict[str, dict[str, list[str]]] = {}
+    for item in contrasts(inputs, template):
+        sign = item.rate - item.other_rate if item.adjusted < SIGNIFICANT else 0.0
+        word = "level" if sign == 0 else "less" if sign < 0 else "more"
+        back = {"less": "more", "more": "less", "level": "level"}[word]
+        for one, two, how in ((item.scheme, item.other, word), (item.other, item.scheme, back)):
+            relation = relations.setdefault(one, {"less": [], "level": [], "more": []})
+            relation[how].append(scheme_title(inputs, two))
+    found = [
+        Standing(scheme_title(inputs, name), *(tuple(sorted(part)) for part in relation.values()))
+        for name, relation in relations.items()
+    ]
+    return tuple(sorted(found, key=lambda one: (-len(one.less), len(one.more), one.title)))
 
 
 def not_applicable(inputs: ReportInputs) -> tuple[Group, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from veilset import keys
 from veilset.release.card import leakage_card, write_cards
+from veilset.release.comparison import write_comparison
 from veilset.release.gate import GateParams, write_verdicts
 from veilset.report.load import read_attacks
 from veilset.settings import PARAMS_FILE, load_settings
@@ -11,7 +12,7 @@ from veilset.stages.project import Project, scheme_of
 
 
 def run(root: Path) -> None:
-    """Writes `reports/verdicts.json` and `reports/cards/`. A failed verdict is no error."""
+    """Writes verdicts, cards and the comparison of schemes. A failed verdict is no error."""
     project, settings = Project(root), load_settings(root)
     params = GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
     schemes = {name: scheme_of(settings, name) for name in settings.schemes}
@@ -26,6 +27,8 @@ def run(root: Path) -> None:
         for name, scheme in schemes.items()
     }  # fmt: skip
     write_cards(project.reports / "cards", cards)
+    scores = {name: project.attacks(name) / "scores.parquet" for name in schemes}
+    write_comparison(scores, judged, project.reports / "comparison.json")
 
 
 def _demo_key(root: Path) -> bool:
