@@ -48,7 +48,7 @@ from veilset.attacks.features import (
     tune,
 )
 from veilset.attacks.linkage import enough_images, join, likeness, linear_views
-from veilset.metrics.similarity import psnr, ssim_either_sign, window_band
+from veilset.metrics.similarity import psnr, ssim_either_sign, window_band, window_size
 from veilset.models.device import Engine, kernels
 from veilset.models.optimiser import Adam
 from veilset.models.unet import UNet
@@ -365,8 +365,7 @@ def _one_batch(reader: Reader, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 def torch_ssim(made: Tensor, wanted: Tensor) -> Tensor:
     """Mean SSIM of float (N, C, H, W) in 0..1, differentiable; as `veilset.metrics.similarity`."""
-    side = min(made.shape[-2:])
-    size = min(11, side if side % 2 else side - 1)
+    size = window_size(min(made.shape[-2:]))
     bands = (torch.from_numpy(window_band(n, size)) for n in made.shape[-2:])
     rows, columns = (band.to(made.device, made.dtype) for band in bands)
     stack = torch.cat([made, wanted, made * made, wanted * wanted, made * wanted], dim=1)
