@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from benchmarks import harness
 from benchmarks.harness import Case, machine, measured, save, table
+from benchmarks.metrics import cases as metric_cases
 from benchmarks.schemes import learnt_cases
 
 from veilset.schemes.registry import SCHEMES
@@ -105,3 +106,11 @@ def test_the_machine_names_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA Toy")
     assert machine()["gpu"] == "NVIDIA Toy"
+
+
+def test_both_ssims_are_of_the_same_images() -> None:
+    (case,) = metric_cases({32: 3})
+    ours, theirs = case.run(), case.base()
+    # torchmetrics averages over a border that it padded as well.
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=0.1)
+    assert len(np.unique(np.asarray(ours))) == case.items == 3
