@@ -73,6 +73,9 @@ NO_PERSONS = "the set names no persons"
 NO_NETWORK = "no CNN was given"
 """Likewise: there is no model to attack."""
 
+NO_OTHER = "no other release of these images was given"
+"""Likewise: there is nothing to link with."""
+
 NO_ATTRIBUTE = "the set names no attribute beside the label"
 """Likewise: there is nothing to infer."""
 
@@ -151,6 +154,8 @@ class Attacker:
         groups: Who is on each, (M,) strings; "" where unknown.
         key: A key of her own: never the owner's.
         gallery: Other photographs of the released people, where there are any.
+        other: Another release of the same images, of another scheme, key or drop, where there is
+            one. Its rows stand in the order of the targets for scoring; no attack uses the order.
         seed: Seed of everything she draws.
         device: Where she trains, as torch names it.
         effort: `quick` or `full`.
@@ -162,6 +167,7 @@ class Attacker:
     groups: Groups
     key: Key
     gallery: Gallery | None = None
+    other: Release | None = None
     seed: int = 0
     device: str = "cpu"
     effort: Effort = "quick"
@@ -249,7 +255,9 @@ class Case:
             self.truth, originals=self.truth.originals[rows], ids=self.truth.ids[rows],
             groups=self.truth.groups[rows],
         )  # fmt: skip
-        return replace(self, release=self.release.take(rows), truth=truth)
+        other = self.attacker.other
+        attacker = replace(self.attacker, other=None if other is None else other.take(rows))
+        return replace(self, release=self.release.take(rows), attacker=attacker, truth=truth)
 
     def sample(self, targets: int, rng: np.random.Generator) -> "Case":
         """At most this many targets, drawn without replacement, in their order."""
@@ -275,7 +283,8 @@ class Case:
             images=self.truth.originals, labels=self.release.labels, scheme=Plain(),
             published_ids=self.release.published_ids,
         )  # fmt: skip
-        return replace(self, release=release)
+        other = None if self.attacker.other is None else release
+        return replace(self, release=release, attacker=replace(self.attacker, other=other))
 
 
 def derangement(groups: Groups, rng: np.random.Generator) -> IntArray:

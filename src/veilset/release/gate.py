@@ -18,6 +18,7 @@ from veilset.attacks.base import (
     MIN_TARGETS,
     NO_ATTRIBUTE,
     NO_NETWORK,
+    NO_OTHER,
     NO_PERSONS,
     OTHER_KIND,
     SUITE_VERSION,
@@ -79,7 +80,9 @@ class GateParams(Params):
     max_suite_age: int = Field(0, ge=0, le=1000)
     min_targets: int = Field(MIN_TARGETS, ge=1)
 
-    EXCUSES: ClassVar[frozenset[str]] = frozenset({NO_PERSONS, NO_ATTRIBUTE, NO_NETWORK})
+    EXCUSES: ClassVar[frozenset[str]] = frozenset({
+        NO_PERSONS, NO_ATTRIBUTE, NO_NETWORK, NO_OTHER,
+    })  # fmt: skip
 
     def limits(self, template: Template) -> Limits:
         """The limits of a template."""
