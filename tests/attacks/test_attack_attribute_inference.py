@@ -14,13 +14,12 @@ from PIL import Image
 
 from veilset.attacks.attribute_inference import (
     NETWORK,
-    AttributedCase,
     AttributeInference,
     AttributeInferenceParams,
     _advantage,
     _balanced,
 )
-from veilset.attacks.base import NO_ATTRIBUTE, AttackResult
+from veilset.attacks.base import NO_ATTRIBUTE, AttackResult, Case
 from veilset.attacks.features import area_resize
 from veilset.schemes.base import ArrayPool, Pool, Protected, Scheme
 from veilset.schemes.plain import Plain
@@ -46,7 +45,7 @@ class SideOnly(Planted):
 def attributed(
     scheme: Scheme[Any], kind: str = "place", targets: int = 400, auxiliary: int = 200,
     rare: float = 0.5, seed: int = 0,
-) -> AttributedCase:  # fmt: skip
+) -> Case:  # fmt: skip
     """Digits of which some have a square: left or right (`place`), or brighter (`light`)."""
     case = digit_case(Plain(), targets=targets, auxiliary=auxiliary, seed=seed)
     rng = np.random.default_rng(seed + 7)
@@ -70,7 +69,7 @@ def attributed(
     labels = case.release.labels
     pool = ArrayPool.from_arrays(originals, labels, ids)
     made = scheme.protect(originals, labels, ids, OWNER, pool)
-    return AttributedCase(
+    return Case(
         release=replace(case.release, images=made.images, side=made.side, scheme=scheme),
         attacker=replace(case.attacker, images=own),
         truth=replace(case.truth, originals=originals),
@@ -78,7 +77,7 @@ def attributed(
     )
 
 
-def infer(case: AttributedCase, **values: Any) -> AttackResult:
+def infer(case: Case, **values: Any) -> AttackResult:
     return AttributeInference(AttributeInferenceParams(**values)).run(case)
 
 
@@ -171,7 +170,7 @@ def test_the_advantage_is_zero_for_guessing_and_one_for_certainty() -> None:
     assert _balanced(guessed, wanted, 2) == 0.5
 
 
-def fashion_case(scheme: Scheme[Any], targets: int = 500, auxiliary: int = 400) -> AttributedCase:
+def fashion_case(scheme: Scheme[Any], targets: int = 500, auxiliary: int = 400) -> Case:
     """Clothes released as a single class; what they are is the attribute."""
     if not FASHION.is_file():
         pytest.skip(f"Fashion-MNIST is not at {FASHION}")
@@ -185,7 +184,7 @@ def fashion_case(scheme: Scheme[Any], targets: int = 500, auxiliary: int = 400) 
     )
     names = [*case.truth.ids, *(row.tobytes().hex() for row in case.attacker.ids)]
     told = {str(name): str(kind) for name, kind in zip(names, kinds, strict=True)}
-    return AttributedCase(**vars(case), attributes={"kind": told})
+    return replace(case, attributes={"kind": told})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from test_decode import CORPUS, LOSSLESS, SHARED, saved, scene
 
 from veilset.data import ingest as module
 from veilset.data.ingest import ALL_REASONS, IngestParams, IngestSummary, ingest
-from veilset.data.records import INDEX, QUARANTINE, QUARANTINE_COLUMNS
+from veilset.data.records import INDEX, QUARANTINE, QUARANTINE_COLUMNS, read_attributes
 from veilset.data.roles import ROLES
 from veilset.data.shards import ImageSet
 from veilset.data.sources.base import Item, Source, SourceParams
@@ -462,3 +463,18 @@ def test_photographs_with_exif(tmp_path: Path) -> None:
     for content in files_of(tmp_path / "ingested").values():
         for needle in (b"Exif", b"Photoshop", b"Apple", b"ICC_PROFILE", b"http"):
             assert needle not in content
+
+
+def test_attributes_are_in_the_index_alone(tmp_path: Path) -> None:
+    items = [
+        replace(item, attributes={"age": f"{number}", "site": "north" if number else ""})
+        for number, item in enumerate(items_of(12))
+    ]
+    _, found, index, _ = run(tmp_path, items)
+    assert set(index.columns) == INDEX_COLUMNS | {"attribute_age", "attribute_site"}
+    known = read_attributes([found.folder, tmp_path / "nothing"])
+    ids = {row.tobytes().hex() for split in found.splits for row in found.ids(split)}
+    assert set(known["age"]) == ids
+    assert set(known["site"]) == set(index.loc[1:, "id"])
+    assert known["age"][index.loc[5, "id"]] == "5"
+    assert found.manifest.columns == {"group": "string"}

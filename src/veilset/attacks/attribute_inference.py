@@ -86,19 +86,6 @@ class AttributeInferenceParams(AttackParams):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributedCase(Case):
-    """A case whose images have attributes beside their label.
-
-    Attributes:
-        attributes: For each attribute's name, its value for each image by internal id in hex:
-            those of the attacker's images, which she knows, and of the released ones, for scoring.
-            Images that are missing, or whose value is "", have none.
-    """
-
-    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Observer(Attacker):
     """An attacker who knows an attribute of her own images.
 
@@ -156,7 +143,7 @@ class AttributeInference(Attack[AttributeInferenceParams, FittedInference]):
 
     def applies(self, case: Case) -> str | None:
         """None where an attribute is named, and enough images have it."""
-        if not isinstance(case, AttributedCase) or not case.attributes:
+        if not case.attributes:
             return NO_ATTRIBUTE
         wanted = self.params.attribute
         if wanted and wanted not in case.attributes:
@@ -172,17 +159,17 @@ class AttributeInference(Attack[AttributeInferenceParams, FittedInference]):
             )
         return None
 
-    def _name(self, case: AttributedCase) -> str:
+    def _name(self, case: Case) -> str:
         return self.params.attribute or min(case.attributes)
 
-    def _told(self, case: AttributedCase) -> tuple[Groups, Groups]:
+    def _told(self, case: Case) -> tuple[Groups, Groups]:
         """The values of the attacker's images and of the released ones."""
         told = case.attributes[self._name(case)]
         own = [told.get(row.tobytes().hex(), "") for row in case.attacker.ids]
         shown = [told.get(str(name), "") for name in case.truth.ids]
         return np.array(own, dtype=np.str_), np.array(shown, dtype=np.str_)
 
-    def _values(self, case: AttributedCase) -> Groups:
+    def _values(self, case: Case) -> Groups:
         """The values that can be learnt and tested, in alphabetical order."""
         own, shown = self._told(case)
         values = np.unique(own[own != ""])
@@ -190,19 +177,17 @@ class AttributeInference(Attack[AttributeInferenceParams, FittedInference]):
         return np.asarray(values[np.array(enough, dtype=np.bool_)])
 
     def _eligible(self, case: Case) -> IntArray:
-        known = _attributed(case)
-        values, (_, shown) = self._values(known), self._told(known)
+        values, (_, shown) = self._values(case), self._told(case)
         each = min(int(min((shown == v).sum() for v in values)), self._targets() // len(values))
         rng = np.random.default_rng([case.attacker.seed, zlib.crc32(b"balanced targets")])
         rows = [rng.choice(np.flatnonzero(shown == v), max(each, 1), replace=False) for v in values]
         return np.sort(np.concatenate(rows)).astype(np.int64)
 
     def _run(self, case: Case, progress: Progress | None) -> AttackResult:
-        known = _attributed(case)
-        own = self._told(known)[0]
-        own = np.where(np.isin(own, self._values(known)), own, "")
+        own = self._told(case)[0]
+        own = np.where(np.isin(own, self._values(case)), own, "")
         return super()._run(
-            replace(known, attacker=Observer(**vars(case.attacker), values=own)), progress
+            replace(case, attacker=Observer(**vars(case.attacker), values=own)), progress
         )
 
     def _fit(
@@ -263,7 +248,7 @@ class AttributeInference(Attack[AttributeInferenceParams, FittedInference]):
 
     def _measure(self, fitted: FittedInference, case: Case, rng: np.random.Generator) -> Scores:
         del rng
-        shown = self._told(_attributed(case))[1]
+        shown = self._told(case)[1]
         wanted = np.searchsorted(fitted.values, shown).astype(np.int64)
         guessed = fitted.classifier(Batch(case.release.images, case.release.side))
         labels = [fitted.by_label.get(int(label), 0) for label in case.release.labels]
@@ -297,12 +282,6 @@ class AttributeInference(Attack[AttributeInferenceParams, FittedInference]):
             high=_advantage(result.high, chance), words=self._words(result.value),
             status=self._status(oracle, result.targets or 0) if oracle else result.status,
         )  # fmt: skip
-
-
-def _attributed(case: Case) -> AttributedCase:
-    if not isinstance(case, AttributedCase):
-        raise ValueError("this attack needs attributes; applies() says so")
-    return case
 
 
 def _advantage(rate: float, chance: float) -> float:

@@ -233,6 +233,9 @@ class Case:
         attacker: What she owns.
         truth: For scoring.
         network: A CNN trained on the release, where one is published with it or without it.
+        attributes: For each attribute's name, its value for each image by internal id in hex:
+            those of the attacker's images, which she knows, and of the released ones, for scoring.
+            Images that are missing, or whose value is "", have none.
 
     Raises:
         ValueError: Release and truth differ in their number of rows.
@@ -242,6 +245,7 @@ class Case:
     attacker: Attacker
     truth: Truth
     network: Network | None = None
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {len(self.release.images), len(self.release.labels), len(self.truth.originals),

@@ -296,6 +296,7 @@ def _record(item: Item, labels: _Labels) -> Record:
         group=as_text(item.group),
         split=item.split,
         size=len(raw_bytes(item)),
+        attributes={as_text(name): as_text(value) for name, value in item.attributes.items()},
     )
 
 

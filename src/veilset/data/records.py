@@ -7,8 +7,8 @@ import csv
 import hmac
 import io
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,9 +18,10 @@ import pandas as pd
 from veilset.data.decode import Refused
 from veilset.data.decode_pool import Died
 from veilset.data.roles import ROLES
+from veilset.data.sources.attributes import PREFIX
 from veilset.data.sources.base import Item, Split
 from veilset.data.sources.text import printable
-from veilset.files import atomic_file
+from veilset.files import atomic_file, read_table
 from veilset.keys import Key
 from veilset.types import Images, IntArray
 
@@ -42,6 +43,7 @@ class Record:
         class_name: Name of its class, or None.
         group: Who is shown, "" if unknown.
         split: The source's own split, or None.
+        attributes: What else is known of what is shown, by name.
         size: Bytes of the file (or of the array).
         reason: Code of its refusal, or None.
         sentence: The same for people.
@@ -64,6 +66,7 @@ class Record:
     group: str
     split: Split | None
     size: int
+    attributes: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
     sentence: str = ""
     file: str = ""
@@ -187,8 +190,10 @@ def index_table(records: Sequence[Record], drop: str) -> pd.DataFrame:
         Text columns `id`, `name`, `class_name`, `group`, `split` (the source's own), `role`,
         `mode`, `format`, `duplicate_of`, `near_duplicate_of`, `drop`, `reason` (missing where
         there is none); `label` int64, -1 if unknown; `width`, `height` Int64 before fitting;
-        `brightness` float64, the mean grey level of the fitted image.
+        `brightness` float64, the mean grey level of the fitted image; and for each attribute a text
+        column `attribute_<name>`, "" where it is unknown.
     """
+    attributes = sorted({name for record in records for name in record.attributes})
     return pd.DataFrame(
         {
             "id": _texts(r.image_id.hex() or None for r in records),
@@ -208,7 +213,35 @@ def index_table(records: Sequence[Record], drop: str) -> pd.DataFrame:
             "brightness": np.array([r.brightness for r in records], dtype=np.float64),
             "reason": _texts(r.reason for r in records),
         }
+        | {
+            f"{PREFIX}{name}": _texts(r.attributes.get(name, "") for r in records)
+            for name in attributes
+        }
     )
+
+
+def read_attributes(folders: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """What the indices of ingested sets say of images beside their labels.
+
+    Args:
+        folders: Ingested sets; one without an index says nothing.
+
+    Returns:
+        For each attribute's name, its value by the image's id in hex; empty values are left out.
+
+    Raises:
+        CorruptError: An index cannot be read.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in (folder / INDEX for folder in folders):
+        if not path.is_file():
+            continue
+        index = read_table(path)
+        for column in (name for name in index.columns if name.startswith(PREFIX)):
+            known = index[index["id"].notna() & (index[column].fillna("") != "")]
+            values = zip(known["id"], known[column], strict=True)
+            found.setdefault(column.removeprefix(PREFIX), {}).update(values)
+    return found
 
 
 def _texts(values: Iterable[str | None]) -> Any:

@@ -113,6 +113,19 @@ def test_bytes_column_and_further_columns(tmp_path: Path) -> None:
     assert [i.label for i in checked(open_source(unlabelled, tmp_path))] == [None, None]
 
 
+def test_attributes_of_rows(tmp_path: Path) -> None:
+    rows = [{"image": b"1", "label": 1, "attribute_age": 30, "sex": "f"},
+            {"image": b"2", "label": 0, "attribute_age": None, "sex": "m"}]  # fmt: skip
+    path = write(tmp_path / "x/train.parquet", rows)
+    write(tmp_path / "x/test.parquet", [row | {"only_here": 1} for row in rows])
+    found = [item.attributes for item in checked(open_source(path, tmp_path))]
+    assert found == [{"age": "30"}, {"age": ""}]
+    both = checked(open_source({"path": "x", "attribute_columns": ["sex"]}, tmp_path))
+    assert [item.attributes["sex"] for item in both] == ["f", "m", "f", "m"]
+    with pytest.raises(SourceError, match="only_here"):
+        open_source({"path": "x", "attribute_columns": ["only_here"]}, tmp_path)
+
+
 def test_rows_without_bytes_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"SECRET")
     drop = tmp_path / "drop"

@@ -58,6 +58,20 @@ def test_parquet_is_the_same_as_csv(tmp_path: Path) -> None:
     assert checked(source) == checked(open_source("labels.csv", tmp_path))
 
 
+def test_attributes_are_columns_of_that_name_and_those_named(tmp_path: Path) -> None:
+    fill(tmp_path, ["a", "b"])
+    table(tmp_path, "path,label,attribute_age,sex,site\na,x,30,f,north\nb,y,, ,south\n")
+    assert [item.attributes for item in checked(open_source("labels.csv", tmp_path))] == [
+        {"age": "30"}, {"age": ""},
+    ]  # fmt: skip
+    spec = {"path": "labels.csv", "attribute_columns": ["sex"]}
+    assert [item.attributes for item in checked(open_source(spec, tmp_path))] == [
+        {"age": "30", "sex": "f"}, {"age": "", "sex": ""},
+    ]  # fmt: skip
+    with pytest.raises(SourceError, match="'height'"):
+        open_source({"path": "labels.csv", "attribute_columns": ["height"]}, tmp_path)
+
+
 def test_other_column_names_delimiter_and_root(tmp_path: Path) -> None:
     fill(tmp_path / "images", ["a.png"])
     (tmp_path / "lists").mkdir()

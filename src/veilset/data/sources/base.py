@@ -6,7 +6,7 @@ both its index and that class's name; an item whose label the source does not kn
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -61,6 +61,7 @@ class Item:
         class_name: Name of the class, or None where the source does not tell.
         group: Who or what is shown (e.g. the person), "" if unknown.
         split: The source's own split, or None if it has none.
+        attributes: What else is known of what is shown, by name (not the label), "" if unknown.
         fault: Why the item cannot be read: a key of `FAULTS`, or None.
     """
 
@@ -70,6 +71,7 @@ class Item:
     class_name: str | None = None
     group: str = ""
     split: Split | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
     fault: str | None = None
 
 

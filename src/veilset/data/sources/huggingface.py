@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from veilset.data.sources.attributes import attribute_roles, attributes_of
 from veilset.data.sources.base import (
     FileParams,
     Item,
@@ -40,6 +41,8 @@ class HuggingFaceParams(FileParams):
         image_column: Column of images: struct of `bytes` and `path`, or the bytes themselves.
         label_column: Column of labels: class numbers, or class names as text; "" if there is none.
         group_column: Column of groups, "" if there is none.
+        attribute_columns: Columns of attributes beside the label; those whose names begin with
+            `attribute_` always are.
         group_pattern: Without a group column: regular expression, searched for in the path that
             the row stores, whose first bracket is the group.
     """
@@ -48,6 +51,7 @@ class HuggingFaceParams(FileParams):
     image_column: str = Field(default="image", min_length=1)
     label_column: str = Field(default="label")
     group_column: str = Field(default="")
+    attribute_columns: tuple[str, ...] = Field(default=())
     group_pattern: str = Field(default="")
 
     _pattern = field_validator("group_pattern")(checked_pattern)
@@ -93,6 +97,7 @@ class HuggingFaceSource(Source[HuggingFaceParams]):
         self.location = located(root, params.path)
         self._files = self._found()
         self._text_labels = self._checked_columns()
+        self._attributes = self._attribute_columns()
         self._classes = self._class_names()
         self._index = {name: label for label, name in enumerate(self._classes)}
 
@@ -145,6 +150,9 @@ class HuggingFaceSource(Source[HuggingFaceParams]):
             name=f"{file.name}/{row:08d}" + (f"/{stored}" if stored else ""),
             group=group_of(self.params.group_pattern, stored) if group is None else _text(group),
             split=file.split,
+            attributes=attributes_of(
+                {role: values.get(column) for role, column in self._attributes.items()}
+            ),
         )
         try:
             label, class_name = self._label(values.get(self.params.label_column))
@@ -176,7 +184,7 @@ class HuggingFaceSource(Source[HuggingFaceParams]):
 
     def _columns(self) -> tuple[str, ...]:
         named = (self.params.image_column, self.params.label_column, self.params.group_column)
-        return tuple(name for name in named if name)
+        return tuple(dict.fromkeys(name for name in (*named, *self._attributes.values()) if name))
 
     def _found(self) -> tuple[_File, ...]:
         if self.location.is_file():
@@ -209,6 +217,15 @@ class HuggingFaceSource(Source[HuggingFaceParams]):
                 f"numbers in others: choose one kind by `files`."
             )
         return kinds == {True}
+
+    def _attribute_columns(self) -> dict[str, str]:
+        """Columns by role; those that every file has."""
+        shared: set[str] | None = None
+        for file in self._readable():
+            with opened(file.path) as content:
+                found = set(column_types(content))
+            shared = found if shared is None else shared & found
+        return attribute_roles(sorted(shared or ()), self.params.attribute_columns)
 
     def _readable(self) -> tuple[_File, ...]:
         return tuple(file for file in self._files if not file.fault)
@@ -268,11 +285,12 @@ def _checked(path: Path, params: HuggingFaceParams) -> bool:
     """Whether a file's labels are text; its columns must be there and of usable types."""
     with opened(path) as file:
         types = column_types(file)
-    for column in (params.image_column, params.label_column, params.group_column):
+    named = (params.image_column, params.label_column, params.group_column)
+    for column in (*named, *params.attribute_columns):
         if column and column not in types:
             raise SourceError(
                 f"{path} has no column {column!r} but {', '.join(sorted(types))}: name the columns "
-                f"by image_column, label_column and group_column."
+                f"by image_column, label_column, group_column and attribute_columns."
             )
     if not _is_image(types[params.image_column]):
         raise SourceError(

@@ -2,13 +2,14 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from veilset.data.sources.attributes import attribute_roles, attributes_of
 from veilset.data.sources.base import FileParams, Item, ItemError, Source, distinct, located
 from veilset.data.sources.confined import read_confined, safe_parts
 from veilset.data.sources.labels import cell_text, class_names, whole_number
@@ -29,6 +30,8 @@ class TableParams(FileParams):
         label_column: Column of labels: text or numbers; "" if there is none.
         group_column: Column of groups; the default is used if it is there.
         split_column: Column of splits (train, val, test, ...); the default is used if it is there.
+        attribute_columns: Columns of attributes beside the label; those whose names begin with
+            `attribute_` always are.
         class_names: Names of the classes 0, 1, 2, ... where labels are numbers; by default the
             labels as written are the names.
         delimiter: What separates a CSV's fields; "" for a comma, or a tab in a .tsv.
@@ -39,6 +42,7 @@ class TableParams(FileParams):
     label_column: str = Field(default="label")
     group_column: str = Field(default="group")
     split_column: str = Field(default="split")
+    attribute_columns: tuple[str, ...] = Field(default=())
     class_names: tuple[str, ...] = Field(default=())
     delimiter: str = Field(default="", max_length=1)
 
@@ -52,6 +56,7 @@ class _Row:
     label: str = ""
     group: str = ""
     split: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
     damaged: bool = False
 
 
@@ -109,7 +114,7 @@ class TableSource(Source[TableParams]):
     def _item(self, row: _Row) -> Item:
         item = partial(
             Item, name=printable(row.path) or f"(row {row.number})", group=row.group,
-            split=split_of(row.split),
+            split=split_of(row.split), attributes=row.attributes,
         )  # fmt: skip
         try:
             label = self._index(row.label)
@@ -205,6 +210,7 @@ class TableSource(Source[TableParams]):
             role: getattr(self.params, f"{role}_column")
             for role in ("path", "label", "group", "split")
         }
+        wanted |= attribute_roles(header, self.params.attribute_columns)
         return {
             role: name
             for role, name in wanted.items()
@@ -221,7 +227,7 @@ def _row(number: int, cells: Mapping[str, Any]) -> _Row:
     if not isinstance(path, bytes):
         path = str("" if path is None else path).encode("utf-8", "surrogateescape")
     label, group, split = (cell_text(cells.get(role)) for role in ("label", "group", "split"))
-    return _Row(number, path, label, group, split)
+    return _Row(number, path, label, group, split, attributes_of(cells))
 
 
 def _there(name: str, header: Sequence[str], optional: bool, location: Path) -> bool:
@@ -232,5 +238,5 @@ def _there(name: str, header: Sequence[str], optional: bool, location: Path) -> 
     many = f"{times} columns" if times else "no column"
     raise SourceError(
         f"{location} has {many} {name!r} among {known}: name the columns by path_column, "
-        f"label_column, group_column and split_column."
+        f"label_column, group_column, split_column and attribute_columns."
     )
