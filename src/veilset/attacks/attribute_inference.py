@@ -11,7 +11,7 @@ guessing, 1 for certainty.
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import cos, pi
 from typing import Any, ClassVar, Final, Protocol
 
