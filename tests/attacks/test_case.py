@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veilset.attacks.case import Released, case_from_originals, load_case
+from veilset.attacks.case import Released, case_from_originals, load_case, with_network
 from veilset.data.shards import ImageSet, Part, write_set
 from veilset.errors import CorruptError, SettingsError
 from veilset.keys import Key
@@ -15,6 +15,9 @@ from veilset.schemes.base import Scheme
 from veilset.schemes.plain import Plain
 from veilset.schemes.protect import protect_set
 from veilset.schemes.visualmixer import VisualMixer
+from veilset.training.loader import read_samples
+from veilset.training.loop import Subject, train
+from veilset.training.params import TrainingParams
 
 KEY = Key(bytes(range(32)))
 
@@ -98,6 +101,56 @@ def test_originals_are_found_by_the_key_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(case.release.published_ids, scheme.stream(KEY).published_ids(ids))
     with pytest.raises(SettingsError, match="key"):
         case_from_originals(public, private, scheme, Key(bytes(32)), seed=0, effort="quick")
+
+
+def protected(*drops: Released) -> list[ImageSet]:
+    return [ImageSet.open(places.protected) for places in drops]
+
+
+def trained(root: Path, *drops: Released) -> Path:
+    folders = [places.protected for places in drops]
+    roots = [images.manifest.root for images in protected(*drops)]
+    subject = Subject("small_cnn", ("a", "b"), "plain", Plain.declares, {"width": 4}, roots)
+    _, samples = read_samples(folders, "train", masks=False)
+    params = TrainingParams(epochs=1, batch_size=8, device="cpu", crop=1, seed=3)
+    return train(samples, samples, params, subject, root / "model").folder
+
+
+def test_members_are_what_a_cnn_was_trained_on_and_outsiders_the_rest(tmp_path: Path) -> None:
+    counts = {"train": 12, "validation": 4, "test": 5, "auxiliary": 6}
+    drops = [drop(tmp_path / name, Plain(), seed, **counts) for seed, name in enumerate("xy")]
+    case = load_case(drops, Plain(), seed=0, effort="quick")
+    case = with_network(case, protected(*drops), trained(tmp_path, *drops))
+    network = case.network
+    assert network is not None and network.outsiders is not None and network.retrain is not None
+    seen, truth = network.outsiders
+    for ids, splits in ((case.truth.ids, ("train",)), (truth.ids, ("validation", "test"))):
+        wanted = [row.tobytes().hex() for places in drops for split in splits
+                  for row in ImageSet.open(places.ingested).ids(split)]  # fmt: skip
+        assert sorted(ids) == sorted(wanted)
+    np.testing.assert_array_equal(seen.images, truth.originals)
+    assert len(case.attacker.images) == 12
+    again = network.retrain(case.release.images, case.release.labels, 7)
+    assert again.mean == pytest.approx(network.mean)
+
+
+def test_without_other_splits_there_are_no_outsiders(tmp_path: Path) -> None:
+    places = drop(tmp_path, Plain(), train=9, auxiliary=4)
+    case = load_case([places], Plain(), seed=0, effort="quick")
+    case = with_network(case, protected(places), trained(tmp_path, places))
+    assert case.network is not None and case.network.outsiders is None
+
+
+def test_a_cnn_of_another_release_is_refused(tmp_path: Path) -> None:
+    one, other = (drop(tmp_path / name, Plain(), seed, train=9, auxiliary=4)
+                  for seed, name in enumerate("xy"))  # fmt: skip
+    model = trained(tmp_path, one)
+    for drops in ([other], [one, other]):
+        case = load_case(drops, Plain(), seed=0, effort="quick")
+        with pytest.raises(SettingsError, match="another release"):
+            with_network(case, protected(*drops), model)
+    with pytest.raises(SettingsError, match="no image under attack"):
+        with_network(load_case([other], Plain(), seed=0, effort="quick"), protected(one), model)
 
 
 def test_where_all_is_released_the_attacker_owns_some_that_are_no_targets(tmp_path: Path) -> None:

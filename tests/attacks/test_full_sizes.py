@@ -12,8 +12,8 @@ from veilset.schemes.registry import make_scheme
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = {
-    "targets": 60, "auxiliary": 150, "pairs": 10, "seed_bits": 8, "other_bits": 6, "vector_bits": 10, "steps": 4, "oracle_steps": 2,
-    "rounds": 2, "repeats": 2,
+    "targets": 60, "auxiliary": 150, "pairs": 10, "seed_bits": 8, "other_bits": 6,
+    "vector_bits": 10, "steps": 4, "oracle_steps": 2, "rounds": 2, "repeats": 2,
 }  # fmt: skip
 MADE_FOR: dict[str, tuple[str, dict[str, Any]]] = {
     "denoising": ("masked_image", {}),

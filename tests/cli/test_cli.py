@@ -254,6 +254,33 @@ def test_an_attack_ends_in_a_card_that_goes_stale_and_is_made_anew(
     assert json.loads((results / "card.json").read_text())["scheme"]["name"] == "pixelate"
 
 
+def test_another_release_and_attributes_are_attacked_where_they_are_given(
+    run: Run, tmp_path: Path
+) -> None:
+    photographs(tmp_path / "in", count=140, broken=0)
+    files = sorted((tmp_path / "in").rglob("*.jpg"))
+    lines = [
+        f"{f.relative_to(tmp_path)},{f.parent.name},{'ab'[n % 2]}" for n, f in enumerate(files)
+    ]
+    (tmp_path / "in.csv").write_text("\n".join(["path,label,attribute_mark", *lines]))
+    for name in ("one", "two", "ids"):
+        assert run("key", "new", "--key-file", f"{name}.key")[0] == 0
+    ids = ("--ids-key-file", "ids.key")
+    for name, scheme, key in (("out", "pixelate", "one"), ("again", "visualmixer", "two")):
+        words = ("protect", "in.csv", name, "--scheme", scheme, "--key-file", f"{key}.key", *ids)
+        assert run(*words)[0] == 0
+    asked = ("attack", "out", "--originals", "in.csv", "--key-file", "one.key", *ids,
+             "--attacks", "version_linkage", "--attacks", "attribute_inference")  # fmt: skip
+    code, out, err = run(*asked, "--other", "again", "--other-key-file", "two.key")
+    assert code == 0, err
+    assert "are linked to their version in the other release" in out
+    assert "have their attribute guessed right" in out
+    assert "not applicable: no other release" in run(*asked)[1]
+    code, _, err = run(*asked, "--other", "again")
+    assert code == 1
+    assert "the key that it was made with" in sentence(err)
+
+
 def test_an_attack_that_does_not_exist_is_refused_before_anything(run: Run, tmp_path: Path) -> None:
     code, _, err = run("attack", "out", "--originals", "in", "--attacks", "magic", "--demo-key")
     assert code == 1

@@ -2,19 +2,22 @@
 
 The auxiliary images are those of the role `auxiliary`: they were never released, and with groups
 they show other people. The targets are released images, drawn at random.
+
+With a CNN that was trained on the release the targets are what it was trained on.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from veilset.attacks.base import Attacker, Case, Effort, Gallery, Release, Truth
+from veilset.data.records import read_attributes
 from veilset.data.shards import ImageSet
 from veilset.data.splits import first_seen
 from veilset.errors import CorruptError, SettingsError
@@ -27,6 +30,8 @@ Texts = npt.NDArray[Any]
 
 MAX_TARGETS = 10_000
 MAX_AUXILIARY = 50_000
+
+_TRAINED_ON: Final = "train"
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def load_case(
         groups=auxiliary.groups, key=attacker_key(seed), gallery=gallery,
         seed=seed, device=device, effort=effort,
     )  # fmt: skip
-    return Case(release=release, attacker=attacker, truth=truth)
+    attributes = read_attributes(drop.ingested for drop in drops)
+    return Case(release=release, attacker=attacker, truth=truth, attributes=attributes)
 
 
 def case_from_originals(
@@ -136,11 +142,7 @@ def case_from_originals(
     rng = np.random.default_rng([seed, 0])
     plain = _everything(originals, rng)
     published = [row.tobytes() for row in scheme.stream(key).published_ids(plain.ids)]
-    places = {
-        row.tobytes(): (split, number)
-        for split in release.splits
-        for number, row in enumerate(release.ids(split))
-    }
+    places = _places(release)
     released = np.array([name in places for name in published], dtype=bool)
     if not released.any():
         raise SettingsError(
@@ -165,7 +167,83 @@ def case_from_originals(
             originals=plain.images[rows], groups=plain.groups[rows],
             ids=np.array([plain.ids[row].tobytes().hex() for row in rows], dtype=object),
         ),
+        attributes=read_attributes([originals.folder]),
     )  # fmt: skip
+
+
+def with_network(case: Case, releases: Sequence[ImageSet], model: Path) -> Case:
+    """The case with a CNN that was trained on the release in the attacker's hands.
+
+    The images that it was trained on, those of the split `train`, stay targets; the others become
+    its outsiders, those of `validation` too, because nothing was chosen by them.
+
+    Args:
+        case: The case of the release.
+        releases: The protected sets that it was trained on, one a drop.
+        model: What `veilset.training.loop.train` wrote.
+
+    Raises:
+        CorruptError: The model's files are missing or altered.
+        SettingsError: It was trained on another release, or on no target.
+    """
+    # Imported here, because torch takes seconds.
+    from veilset.attacks._network import network_of  # noqa: PLC0415
+    from veilset.training.saved import load_card  # noqa: PLC0415
+
+    if set(load_card(model).trained_on) != {images.manifest.root for images in releases}:
+        raise SettingsError(f"{model} was trained on another release: train it again.")
+    trained = {
+        row.tobytes()
+        for images in releases if _TRAINED_ON in images.splits for row in images.ids(_TRAINED_ON)
+    }  # fmt: skip
+    published = case.release.published_ids
+    names = () if published is None else published
+    member = np.array([row.tobytes() in trained for row in names], dtype=bool)
+    if not member.any():
+        raise SettingsError(f"{model} was trained on no image under attack: give the very release.")
+    rest = case.take(np.flatnonzero(~member))
+    outsiders = (rest.release, rest.truth) if len(rest.release.images) else None
+    network = network_of(model, outsiders, case.attacker.device)
+    return replace(case.take(np.flatnonzero(member)), network=network)
+
+
+def with_other_release(
+    case: Case, other: ImageSet, scheme: Scheme[Any], key: Key
+) -> Case:  # fmt: skip
+    """The case with another release of the same images in the attacker's hands.
+
+    Targets that the other release has not are no targets any more.
+
+    Args:
+        case: The case, of originals whose ids the owner knows.
+        other: The other protected set.
+        scheme: The algorithm and parameters that made it.
+        key: The key that it was made with, by which its ids are linked; no attack sees it.
+
+    Raises:
+        SettingsError: No target is in the other release.
+    """
+    ids = np.array([list(bytes.fromhex(str(name))) for name in case.truth.ids], dtype=np.uint8)
+    places = _places(other)
+    names = [row.tobytes() for row in scheme.stream(key).published_ids(ids)]
+    rows = np.array([row for row, name in enumerate(names) if name in places], dtype=np.int64)
+    if not len(rows):
+        raise SettingsError(
+            f"no image under attack is in {other.folder}: give another release of the same "
+            "originals under the same ids key, and the key that it was made with."
+        )
+    shown = _pick(other, [places[names[row]] for row in rows], scheme)
+    taken = case.take(rows)
+    return replace(taken, attacker=replace(taken.attacker, other=shown))
+
+
+def _places(release: ImageSet) -> dict[bytes, tuple[str, int]]:
+    """Split and number of each published id."""
+    return {
+        row.tobytes(): (split, number)
+        for split in release.splits
+        for number, row in enumerate(release.ids(split))
+    }
 
 
 def _drawn_share(groups: Texts, wanted: int, rng: np.random.Generator) -> BoolArray:

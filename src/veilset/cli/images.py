@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from veilset.release.gate import GateParams
     from veilset.schemes.base import Scheme
 
+    OtherRelease = tuple[ImageSet, Scheme[Any], Key]
+
 Format = Literal["arrow", "parquet", "imagefolder", "webdataset"]
 
 KeyFile = Annotated[
@@ -34,6 +36,15 @@ Fitted = Annotated[
 DemoKey = Annotated[bool, typer.Option(help="Use the public demo key: protects from nobody")]
 ReleaseFolder = Annotated[
     Path, typer.Argument(metavar="RELEASE", help="A protected set, as `veilset protect` made it")
+]
+Other = Annotated[
+    Path | None, typer.Option(help="Another release of the same images, to link with")
+]
+OtherKeyFile = Annotated[
+    Path | None, typer.Option(help="The key that made the other one, if it is not the same")
+]
+Model = Annotated[
+    Path | None, typer.Option(help="A CNN that was trained on the release: a folder of data/models")
 ]
 AttackOutput = Annotated[
     Path | None, typer.Option(help="For results; by default RELEASE-attacks. Stays with you")
@@ -164,6 +175,9 @@ def attack(  # noqa: PLR0913
     key_file: KeyFile = None,
     ids_key_file: IdsKeyFile = None,
     demo_key: DemoKey = False,
+    other: Other = None,
+    other_key_file: OtherKeyFile = None,
+    model: Model = None,
     attacks: Annotated[
         list[str], typer.Option("--attacks", help="Only this attack; repeatable; by default all")
     ] = [],  # noqa: B006
@@ -188,16 +202,23 @@ def attack(  # noqa: PLR0913
     _ingest(originals, output, ids_key, {"workers": workers},
             size=f"{height}x{width}", channels=str(depth), strict=False)  # fmt: skip
     effort: Effort = "full" if full else "quick"
-    _attack_and_judge(public, scheme, key, output, asked=attacks, seed=seed, effort=effort)
+    beside = None if other is None else _other(other, other_key_file, key)
+    _attack_and_judge(
+        public, scheme, key, output, asked=attacks, seed=seed, effort=effort, other=beside,
+        model=model,
+    )  # fmt: skip
 
 
-def reassess(
+def reassess(  # noqa: PLR0913
     release: ReleaseFolder,
     *,
     fitted: Fitted = None,
     key_file: KeyFile = None,
     ids_key_file: IdsKeyFile = None,
     demo_key: DemoKey = False,
+    other: Other = None,
+    other_key_file: OtherKeyFile = None,
+    model: Model = None,
     force: Annotated[bool, typer.Option("--force", help="Attack even if nothing changed")] = False,
     output: AttackOutput = None,
 ) -> None:
@@ -217,9 +238,10 @@ def reassess(
     say(f"Attacking again, because {reason or 'of --force'}.")
     scheme = _released_by(public, fitted)
     key, _ = _keys(key_file, ids_key_file, demo=demo_key)
+    beside = None if other is None else _other(other, other_key_file, key)
     _attack_and_judge(
         public, scheme, key, output, asked=card.repeat.attacks, seed=card.repeat.seed,
-        effort=card.repeat.effort,
+        effort=card.repeat.effort, other=beside, model=model,
     )  # fmt: skip
 
 
@@ -296,6 +318,15 @@ def _released_by(public: "ImageSet", fitted: Path | None) -> "Scheme[Any]":
     return scheme_of_record(public.manifest.scheme or {}, str(public.folder), fitted=learnt)
 
 
+def _other(folder: Path, key_file: Path | None, key: Key) -> "OtherRelease":
+    """Another release of the same images, its scheme and its key."""
+    from veilset.data.shards import ImageSet  # noqa: PLC0415
+
+    found = ImageSet.open(folder)
+    own = key if key_file is None else keys.read_key_file(key_file)
+    return found, _released_by(found, None), own
+
+
 def _attack_folder(release: Path) -> Path:
     return release.with_name(f"{release.name}-attacks")
 
@@ -309,9 +340,15 @@ def _attack_and_judge(
     asked: Sequence[str],
     seed: int,
     effort: "Effort",
+    other: "OtherRelease | None" = None,
+    model: Path | None = None,
 ) -> None:
     """Attacks a release on `output/ingested`; writes and says results, verdicts and the card."""
-    from veilset.attacks.case import case_from_originals  # noqa: PLC0415
+    from veilset.attacks.case import (  # noqa: PLC0415
+        case_from_originals,
+        with_network,
+        with_other_release,
+    )
     from veilset.attacks.registry import attack_names  # noqa: PLC0415
     from veilset.attacks.suite import run_suite  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
@@ -326,6 +363,10 @@ def _attack_and_judge(
     params = _gate_params()
     originals, results = ImageSet.open(output / "ingested"), output / "results"
     case = case_from_originals(public, originals, scheme, key, seed=seed, effort=effort)
+    if other is not None:
+        case = with_other_release(case, *other)
+    if model is not None:
+        case = with_network(case, [public], model)
     with show_progress(scheme.name) as report:
         suite = run_suite(case, {name: {} for name in asked or attack_names()},
                           dataset=public.manifest.dataset, progress=report)  # fmt: skip

@@ -50,11 +50,14 @@ def schemes() -> None:
 
 def attacks() -> None:
     """List the attacks, their attacker, and the risk that each measures."""
+    from veilset.attacks.base import KNOWLEDGE_WORDS  # noqa: PLC0415
     from veilset.attacks.registry import ATTACKS  # noqa: PLC0415
 
     for name, attack in ATTACKS.items():
         say(f"{name}: {attack.title}")
-        say(f"    attacker: {attack.attacker}; risk: {attack.risk}; knows {attack.knowledge}")
+        words = KNOWLEDGE_WORDS[attack.knowledge]
+        say(f"    attacker: {attack.attacker}; risk: {attack.risk}")
+        say(f"    knows: {words} ({attack.knowledge})")
         say(f"    cost: {attack.cost}")
 
 

@@ -10,8 +10,8 @@ from veilset.errors import SettingsError
 from veilset.quiet import quiet
 
 STAGES = (
-    "ingest", "check", "fit_drops", "fit", "protect", "attack", "train", "evaluate", "gate",
-    "report",
+    "ingest", "check", "fit_drops", "fit", "protect", "attack", "train", "attack_model", "evaluate",
+    "gate", "report",
 )  # fmt: skip
 
 

@@ -37,17 +37,8 @@ def run(root: Path, scheme_name: str) -> None:
     common = CommonAttackParams.parse(
         block(settings.attack, COMMON), f"{PARAMS_FILE}: attack.{COMMON}"
     )
-    drops = [
-        Released(
-            project.ingested(drop),
-            project.protected(scheme_name, drop),
-            project.provenance(scheme_name, drop),
-        )
-        for drop in load_drops(root).names
-        if existing([project.protected(scheme_name, drop)])
-    ]
     case = load_case(
-        drops, fitted_scheme(project, settings, scheme_name),
+        released_drops(project, scheme_name), fitted_scheme(project, settings, scheme_name),
         seed=common.seed, effort=common.effort, device=common.device,
     )  # fmt: skip
     chosen = {name: block(settings.attack, name) for name in settings.attacks}
@@ -57,6 +48,19 @@ def run(root: Path, scheme_name: str) -> None:
         )
     suite.write(project.attacks(scheme_name))
     say(table(suite.results))
+
+
+def released_drops(project: Project, scheme_name: str) -> list[Released]:
+    """Where each drop lies that a scheme released something of."""
+    return [
+        Released(
+            project.ingested(drop),
+            project.protected(scheme_name, drop),
+            project.provenance(scheme_name, drop),
+        )
+        for drop in load_drops(project.root).names
+        if existing([project.protected(scheme_name, drop)])
+    ]
 
 
 @contextmanager

@@ -50,6 +50,10 @@ class Project:
         """Attack results, raw scores and examples. Private: examples show originals."""
         return self.root / "data/attacks" / scheme
 
+    def attacks_model(self, scheme: str, model: str) -> Path:
+        """What attacks on a CNN found. Private: examples show originals."""
+        return self.root / "data/attacks_model" / scheme / model
+
     def model(self, scheme: str, model: str) -> Path:
         """A CNN trained on a scheme's output."""
         return self.root / "data/models" / f"{scheme}-{model}"
