@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import yaml
 
+from veilset.attacks.base import KNOWLEDGE_WORDS
+from veilset.attacks.registry import ATTACKS, make_attack
 from veilset.data.shards import ImageSet, write_set
 from veilset.keys import Key
 from veilset.schemes.protect import protect_set
 from veilset.schemes.registry import make_scheme, scheme_names
 from veilset.schemes.visualmixer import VisualMixer
+from veilset.stages.attack import CommonAttackParams
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -56,6 +59,26 @@ def test_the_schemes_page_names_every_scheme() -> None:
     text = (ROOT / "docs/schemes.md").read_text(encoding="utf-8")
     hidden = [name for name in scheme_names() if f"`{name}`" not in text and name != "composition"]
     assert hidden == ["plain"]
+
+
+def test_the_attacks_page_says_of_every_attack_what_the_attack_says() -> None:
+    text = (ROOT / "docs/attacks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (\w+) \| (\w+) \| (K\d) \|$", text, re.M)
+    told = {name: tuple(rest) for name, *rest in rows}
+    assert len(told) == len(rows)
+    assert told == {
+        name: (attack.attacker, attack.risk, attack.knowledge) for name, attack in ATTACKS.items()
+    }
+    for level, words in KNOWLEDGE_WORDS.items():
+        assert level in text, words
+
+
+def test_the_settings_of_the_attacks_page_are_understood() -> None:
+    for block in blocks(ROOT / "docs/attacks.md", "yaml"):
+        values = yaml.safe_load(block)["attack"]
+        CommonAttackParams.parse(values.pop("common"), "docs")
+        for name, settings in values.items():
+            make_attack(name, settings, "docs")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

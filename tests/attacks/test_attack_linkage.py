@@ -113,6 +113,22 @@ def test_small_galleries_are_stated() -> None:
     assert result.chance == pytest.approx(1 / 40)
 
 
+def test_rank_5_average_precision_and_verification_stand_beside_rank_1() -> None:
+    details = link(LowestBits()).details
+    assert details["impostor_pairs"] == 240 * 239
+    assert details["control_impostor_pairs"] == 240 * 238
+    assert details["oracle_tar_at_far_0.001"] == 1.0
+    assert 0.2 < details["tar_at_far_0.001"] < 1.0
+    assert details["control_tar_at_far_0.001"] < 0.05
+    assert details["top5"] > details["average_precision"] > 0.5
+
+
+def test_few_impostor_pairs_state_no_true_accept_rate() -> None:
+    details = link(Plain(), targets=32).details
+    assert details["impostor_pairs"] == 32 * 31
+    assert not [name for name in details if "tar_at_far" in name]
+
+
 def test_blocks_vote_for_whom_they_were_copied_from() -> None:
     rng = np.random.default_rng(0)
     originals = rng.integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)

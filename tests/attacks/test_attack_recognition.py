@@ -29,6 +29,18 @@ def test_unprotected_people_are_recognised() -> None:
     assert result.control.low <= result.control.value < 0.2
 
 
+def test_people_are_verified_as_well() -> None:
+    details = Recognition().run(pattern_case(Plain())).details
+    # 125 photographs, each against the 24 other people; in a control one of them is left out.
+    assert details["impostor_pairs"] == 125 * 24
+    assert details["control_impostor_pairs"] == 125 * 23
+    assert details["tar_at_far_0.001"] > 0.5
+    assert details["control_tar_at_far_0.001"] < 0.05
+    few = Recognition().run(pattern_case(Plain(), persons=6)).details
+    assert few["impostor_pairs"] == 30 * 5
+    assert "tar_at_far_0.001" not in few
+
+
 def test_a_shuffle_of_all_pixels_leaves_something_to_recognise() -> None:
     assert Recognition().run(pattern_case(Shuffled(), spread=5)).low > 0.1
 

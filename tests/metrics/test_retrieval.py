@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_curve
 
 from veilset.metrics.retrieval import (
     average_precision,
@@ -17,6 +17,8 @@ from veilset.metrics.retrieval import (
     pick,
     squared_distances,
     top_k,
+    true_accept_rate,
+    verification,
 )
 
 rows = st.lists(st.integers(0, 3), min_size=2, max_size=5)
@@ -108,3 +110,71 @@ def test_squared_distances_survive_a_large_common_offset() -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="not a number"):
         top_k(np.array([[np.nan, 1.0]]), np.array([0]), 1)
+
+
+scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scores, scores, st.one_of(st.floats(0, 1), st.fractions(0, 1, max_denominator=30)))
+def test_the_true_accept_rate_is_that_of_the_roc_curve(
+    own: list[int], impostors: list[int], far: float
+) -> None:
+    """Integers tie often, and a share of so many impostors is met exactly."""
+    truth = np.repeat([1, 0], [len(own), len(impostors)])
+    false, true, _ = roc_curve(truth, own + impostors, drop_intermediate=False)
+    expected = true[false <= float(far) + 1e-12].max()
+    found = true_accept_rate(np.array(own, float), np.array(impostors, float), float(far))
+    assert found == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 1e-2, 0.1]))
+def test_the_true_accept_rate_of_many_scores_is_that_of_the_roc_curve(
+    seed: int, far: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    own, impostors = rng.normal(1.5, 1, 60), rng.normal(0, 1, 3000)
+    truth = np.repeat([1, 0], [60, 3000])
+    false, true, _ = roc_curve(truth, np.concatenate([own, impostors]), drop_intermediate=False)
+    assert true_accept_rate(own, impostors, far) == true[false <= far + 1e-12].max()
+
+
+def test_the_true_accept_rate_refuses_what_it_cannot_tell() -> None:
+    own = np.array([1.0])
+    assert true_accept_rate(own, own, 1.0) == 1.0
+    assert true_accept_rate(own, own, 0.5) == 0.0
+    assert true_accept_rate(own, np.array([1.0 - 1e-14]), 0.0) == 0.0
+    for bad in (
+        (own, own[:0], 0.1), (own[:0], own, 0.1), (own, own, 1.5), (own, own, -0.1),
+        (own, np.array([np.nan]), 0.1), (np.array([np.nan]), own, 0.1), (own, own, np.nan),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"needs|rate|number"):
+            true_accept_rate(*bad)
+
+
+def test_verification_counts_each_pair_once_and_leaves_out_the_absent_one() -> None:
+    rng = np.random.default_rng(0)
+    distances = rng.random((40, 40))
+    own = np.arange(40)
+    distances[own, own] = np.where(own < 30, -1.0, 2.0)
+    found = verification(distances, own, own)
+    assert found == {"impostor_pairs": 40 * 39.0, "tar_at_far_0.001": 0.75}
+    # The image that a control was made from is as near as can be, and no impostor.
+    absent = np.roll(own, 1)
+    distances[own, absent] = -2.0
+    assert verification(distances, own, absent) == {
+        "impostor_pairs": 40 * 38.0, "tar_at_far_0.001": 0.75,
+    }  # fmt: skip
+    assert verification(distances, own, own)["tar_at_far_0.001"] == 0.0
+
+
+def test_too_few_impostors_give_no_rate_rather_than_one_that_means_nothing() -> None:
+    distances = np.arange(1.0, 1000.0)[None, :]
+    own = np.zeros(1, dtype=np.int64)
+    assert verification(distances, own, own) == {"impostor_pairs": 998.0}
+    longer = np.arange(1.0, 1002.0)[None, :]
+    assert verification(longer, own, own) == {"impostor_pairs": 1000.0, "tar_at_far_0.001": 1.0}
+    assert verification(distances, own, own, far=0.01) == {
+        "impostor_pairs": 998.0, "tar_at_far_0.01": 1.0,
+    }  # fmt: skip

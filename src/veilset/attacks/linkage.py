@@ -38,8 +38,9 @@ from veilset.attacks.features import (
     split_attacker,
     tune,
 )
+from veilset.metrics.retrieval import verification
 from veilset.metrics.similarity import psnr, ssim
-from veilset.types import Images
+from veilset.types import FloatArray, Images, IntArray
 
 MIN_AUXILIARY = 20
 """With fewer images of her own an attacker can neither fit nor tune."""
@@ -157,7 +158,19 @@ def measure_matcher(matcher: Matcher, case: Case, gallery: int, rng: np.random.G
     frame, size, found = score_candidates(distances, case, shuffled, gallery, rng)
     pictures: Images = originals[found]
     details = {f"unattacked_{k}": v for k, v in likeness(case.release.images, originals).items()}
-    return Scores(frame, size, pictures, details)
+    return Scores(frame, size, pictures, details | verified(distances, case, shuffled))
+
+
+def verified(distances: FloatArray, case: Case, shuffled: IntArray) -> dict[str, float]:
+    """How surely own pairs are told from others, as details; see `verification`.
+
+    Args:
+        distances: float (N, N), as `score_candidates` takes them, finite.
+        case: The case, with N rows.
+        shuffled: int64 (N,), a permutation.
+    """
+    ordered = distances[:, np.argsort(shuffled)]
+    return verification(ordered, np.arange(len(ordered)), case.truth.made_from)
 
 
 def likeness(images: Images, originals: Images) -> dict[str, float]:

@@ -44,7 +44,7 @@ from veilset.attacks.features import (
 )
 from veilset.attacks.linkage import linear_views
 from veilset.errors import ProtectionError
-from veilset.metrics.retrieval import draw_galleries, pick
+from veilset.metrics.retrieval import draw_galleries, pick, verification
 from veilset.types import BoolArray, FloatArray, Images, IntArray
 
 
@@ -160,7 +160,8 @@ class Recognition(Attack[RecognitionParams, FittedRecognition]):
         shown = own[case.truth.made_from]
         galleries = draw_galleries(own, len(persons), self.params.gallery, rng, shown)
         frame = rank_frame(pick(nearest, galleries))
-        return Scores(frame, galleries.shape[1], None, {"persons": float(len(np.unique(own)))})
+        details = {"persons": float(len(np.unique(own))), **verification(nearest, own, shown)}
+        return Scores(frame, galleries.shape[1], None, details)
 
     def _chosen(self, fitted: FittedRecognition) -> tuple[str, Mapping[str, float]]:
         return f"{fitted.matcher.name} against {fitted.kind}", fitted.matcher.table

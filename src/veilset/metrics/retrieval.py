@@ -5,10 +5,15 @@ probability that a random order puts it first. A constant feature thus scores ch
 a tie can neither hide a leak nor invent one.
 """
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 from veilset.types import BoolArray, FloatArray, IntArray
+
+FAR: Final = 1e-3
+"""So many impostors may be accepted where the acceptance of own pairs is stated."""
 
 
 def places(distances: FloatArray, own: IntArray) -> tuple[IntArray, IntArray]:
@@ -134,6 +139,73 @@ def draw_galleries(
 def pick(distances: FloatArray, galleries: IntArray) -> FloatArray:
     """The distances to the members of each target's gallery, (T, G)."""
     return np.take_along_axis(distances, galleries, axis=1)
+
+
+def true_accept_rate(own: FloatArray, impostors: FloatArray, far: float) -> float:
+    """How many own pairs are accepted where at most a share `far` of the impostors is.
+
+    A pair is accepted where its score reaches a threshold; equal scores are all accepted or none.
+
+    Args:
+        own: Scores of pairs that belong together, float (T,); larger is more alike.
+        impostors: Scores of pairs that do not, float (M,), at least one.
+        far: The largest false accept rate, 0..1.
+
+    Returns:
+        The true accept rate at the best such threshold, 0..1. With fewer than 1 / `far` impostors
+        not one of them is accepted.
+
+    Raises:
+        ValueError: There are no pairs of a kind, a score is not a number, or `far` is no rate.
+
+    Source: TAR at FAR as in face verification (Grother et al., NIST FRVT); the textbook definition.
+    """
+    if not own.size or not impostors.size:
+        raise ValueError("a true accept rate needs own pairs and impostors")
+    if np.isnan(own).any() or np.isnan(impostors).any():
+        raise ValueError("a score is not a number")
+    if not 0 <= far <= 1:
+        raise ValueError(f"a false accept rate lies in 0..1, not {far}")
+    # A share like 0.29 of 100 is 29 impostors, though 0.29 * 100 is a little less.
+    accepted = int(far * impostors.size + 1e-9)
+    if accepted >= impostors.size:
+        return 1.0
+    place = impostors.size - 1 - accepted
+    refused = float(np.partition(impostors, place)[place])
+    slack = 1e-9 * max(float(np.abs(own).max()), float(np.abs(impostors).max()))
+    return float((own > refused + slack).mean())
+
+
+def verification(
+    distances: FloatArray, own: IntArray, absent: IntArray, far: float = FAR
+) -> dict[str, float]:
+    """Verification: how many own pairs are accepted where hardly any impostor is.
+
+    Args:
+        distances: float (T, N) of each target to each candidate; smaller is more alike.
+        own: int64 (T,), the column of each target's own candidate.
+        absent: int64 (T,), one more column that is no impostor for each target; see
+            `draw_galleries`.
+        far: The share of impostors that may be accepted.
+
+    Returns:
+        `impostor_pairs`, and `tar_at_far_0.001` (for another `far`, its number); without the latter
+        where there are fewer than 1 / `far` impostor pairs, among which not one could be accepted.
+
+    Raises:
+        ValueError: A distance is not a number.
+
+    Source: see `true_accept_rate`.
+    """
+    rows = np.arange(len(own))
+    other = np.ones(distances.shape, dtype=np.bool_)
+    other[rows, own] = other[rows, absent] = False
+    pairs = int(other.sum())
+    found = {"impostor_pairs": float(pairs)}
+    if pairs * far >= 1 - 1e-9:
+        rate = true_accept_rate(-distances[rows, own], -distances[other], far)
+        found[f"tar_at_far_{far:g}"] = rate
+    return found
 
 
 def squared_distances(
