@@ -151,7 +151,7 @@ class UnpairedGan(Attack[UnpairedGanParams, FittedGan]):
     risk: ClassVar[Risk] = "singling_out"
     attacker: ClassVar[Template] = "outside_trainer"
     knowledge: ClassVar[Knowledge] = "K0"
-    cost = "20 seconds (quick) to hours (full, no GPU)"
+    cost = "15 seconds (quick) to hours (full, no GPU)"
     metric_words = "rank-1 of the restored image in a gallery of {gallery}"
     deed = "are restored without pairs so well that their original is singled out"
     oracle_floor = 0.9
