@@ -118,8 +118,10 @@ def test_closing_early_leaves_no_process() -> None:
     assert not workers_of(psutil.Process())
 
 
+# Whoever runs the tests in the background has them ignore the signal of Ctrl-C.
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from acts import act
 from veilset.data.decode_pool import Limits, run_jobs

@@ -413,8 +413,10 @@ def test_another_setting_does_not_reuse_shards(
     assert everything(tmp_path / "broken") == everything(tmp_path / "whole")
 
 
+# Whoever runs the tests in the background has them ignore the signal of Ctrl-C.
 KILLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from veilset.data.shards import ImageSet
 from veilset.keys import Key
