@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil, cos, pi
+from math import ceil
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from veilset.attacks._training import descend
 from veilset.attacks.base import Case, Diverged, Progress, Scores, score_candidates
 from veilset.attacks.features import Batch, Matcher, Pairs, Planes, area_resize, to_pictures
-from veilset.attacks.learned_inverse import LearnedInverseParams, fold, torch_ssim
+from veilset.attacks.learned_inverse import LearnedInverseParams, fold, restoring_loss
 from veilset.attacks.linkage import likeness
 from veilset.metrics.similarity import psnr, ssim
 from veilset.models.device import Engine, kernels
@@ -115,31 +115,15 @@ def train_residual(
         nn.init.zeros_(net.last.weight)
         nn.init.zeros_(net.last.bias)  # type: ignore[arg-type]
         net = net.to(device)
-        batches = _batches(read, pairs, params.batch, steps, factor, seed)
-        _train(net, batches, params.learning_rate, steps, progress)
+        losses = (
+            restoring_loss(base.to(device) + net(layers.to(device)), wanted.to(device))
+            for layers, base, wanted in _batches(read, pairs, params.batch, steps, factor, seed)
+        )
+        descend(
+            net, Adam(net), losses, params.learning_rate, steps=steps,
+            what="training the restorer", progress=progress,
+        )  # fmt: skip
     return ResidualView(net.eval(), read, factor, device)
-
-
-def _train(
-    net: UNet, batches: Iterator[tuple[Tensor, Tensor, Tensor]], rate: float, steps: int,
-    progress: Progress | None,
-) -> None:  # fmt: skip
-    optimiser = Adam(net)
-    device = next(net.parameters()).device
-    for step, (layers, base, wanted) in enumerate(batches):
-        target = wanted.to(device)
-        made = base.to(device) + net(layers.to(device))
-        loss = functional.l1_loss(made, target) + 1.0 - torch_ssim(made, target)
-        optimiser.forget_gradients()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step(rate * (1 + cos(pi * step / steps)) / 2)
-        if step % 20 == 0 or step == steps - 1:
-            # Asking at every step would wait for the device each time.
-            if not bool(torch.isfinite(loss)):
-                raise Diverged(f"the loss was not a number at step {step}")
-            if progress:
-                progress("training the restorer", step + 1, steps)
 
 
 def _batches(

@@ -12,7 +12,6 @@ guessing, 1 for certainty.
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import cos, pi
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
@@ -440,7 +439,7 @@ def train_network(
 
     from veilset.attacks.learned_inverse import reader_for  # noqa: PLC0415
     from veilset.models.device import Engine, kernels  # noqa: PLC0415
-    from veilset.models.optimiser import Adam  # noqa: PLC0415
+    from veilset.models.optimiser import Adam, falling  # noqa: PLC0415
     from veilset.models.registry import make_model  # noqa: PLC0415
 
     reader = reader_for(batch, 1, scheme)
@@ -459,7 +458,7 @@ def train_network(
             loss = functional.cross_entropy(net(inputs), torch.from_numpy(values).to(device))
             optimiser.forget_gradients()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step(params.learning_rate * (1 + cos(pi * step / params.steps)) / 2)
+            optimiser.step(falling(params.learning_rate, step, params.steps))
             if (step % 100 == 0 or step == params.steps - 1) and not bool(torch.isfinite(loss)):
                 raise Diverged(f"the loss was not a number at step {step}")
     return _Network(net.eval(), reader, device)

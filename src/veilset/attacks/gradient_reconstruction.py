@@ -9,7 +9,6 @@ gradients of her own; nothing but the gradients of the released images is read, 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import cos, pi
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -52,7 +51,7 @@ from veilset.attacks.features import (
 )
 from veilset.attacks.linkage import enough_images, join
 from veilset.metrics.retrieval import draw_galleries, pick
-from veilset.models.optimiser import Adam
+from veilset.models.optimiser import Adam, falling
 from veilset.schemes.base import Scheme
 from veilset.types import Images, Labels
 
@@ -408,7 +407,7 @@ def _sought(
         with torch.no_grad():
             if pixels.grad is not None:
                 pixels.grad.sign_()
-            optimiser.step(params.learning_rate * (1 + cos(pi * step / params.steps)) / 2)
+            optimiser.step(falling(params.learning_rate, step, params.steps))
             pixels.clamp_(0, 1)
     if not bool(torch.isfinite(least).all()):
         raise Diverged("a gradient is not a number")

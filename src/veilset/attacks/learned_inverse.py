@@ -9,7 +9,7 @@ restorations that are merely shifted in brightness.
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import ceil, cos, pi
+from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from veilset.attacks._training import descend
 from veilset.attacks.base import (
     Attack,
     Attacker,
@@ -320,30 +321,20 @@ def train_unet(
         # From black, the SSIM of dark photographs is a trap that a third of the seeds never leave.
         nn.init.constant_(net.last.bias, 0.5)  # type: ignore[arg-type]
         net = net.to(device)
-        _train(net, _batches(reader, pairs, params.batch, steps, seed), params, steps, progress)
+        losses = (
+            restoring_loss(net(inputs.to(device)), wanted.to(device))
+            for inputs, wanted in _batches(reader, pairs, params.batch, steps, seed)
+        )
+        descend(
+            net, Adam(net), losses, params.learning_rate, steps=steps,
+            what="learned_inverse: training", progress=progress,
+        )  # fmt: skip
     return UNetView(net.eval(), reader, device)
 
 
-def _train(
-    net: UNet, batches: Iterator[tuple[Tensor, Tensor]], params: LearnedInverseParams, steps: int,
-    progress: Progress | None,
-) -> None:  # fmt: skip
-    optimiser = Adam(net)
-    device = next(net.parameters()).device
-    for step, (inputs, wanted) in enumerate(batches):
-        target = wanted.to(device)
-        made = net(inputs.to(device))
-        loss = functional.l1_loss(made, target) + 1.0 - torch_ssim(made, target)
-        optimiser.forget_gradients()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step(params.learning_rate * (1 + cos(pi * step / steps)) / 2)
-        if step % 20 == 0 or step == steps - 1:
-            # Asking at every step would wait for the device each time.
-            if not bool(torch.isfinite(loss)):
-                raise Diverged(f"the loss was not a number at step {step}")
-            if progress:
-                progress("learned_inverse: training", step + 1, steps)
+def restoring_loss(made: Tensor, wanted: Tensor) -> Tensor:
+    """L1 + (1 - SSIM) of restored and plain images, float (N, C, H, W), 0..1."""
+    return functional.l1_loss(made, wanted) + 1.0 - torch_ssim(made, wanted)
 
 
 def _batches(

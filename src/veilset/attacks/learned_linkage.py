@@ -11,7 +11,7 @@ that links two releases, and candidates that she protects herself.
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from math import ceil, cos, log, pi
+from math import ceil, log
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from veilset.attacks._training import descend
 from veilset.attacks.apply_and_compare import candidate_labels
 from veilset.attacks.base import (
     Attack,
@@ -651,24 +652,15 @@ class Trainer:
         """
         steps, rounds = self.params.steps, self.params.rounds
         first, end = (steps * each // rounds for each in (number - 1, number))
-        losses = []
+        losses = (self._loss() for _ in range(first, end))
         engine = Engine(torch.device(self.towers.device), "fp32")
         with kernels(engine, deterministic="where there are"):
-            for step in range(first, end):
-                loss = self._loss()
-                losses.append(loss.detach())
-                self.optimiser.forget_gradients()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self.towers.net.parameters(), 1.0)
-                self.optimiser.step(self.params.learning_rate * (1 + cos(pi * step / steps)) / 2)
-                if step % 20 == 0 or step == end - 1:
-                    # Asking at every step would wait for the device each time.
-                    if not bool(torch.isfinite(loss)):
-                        raise Diverged(f"the loss was not a number at step {step}")
-                    if progress:
-                        progress("learned_linkage: training", step + 1, steps)
+            made = descend(
+                self.towers.net, self.optimiser, losses, self.params.learning_rate, steps=steps,
+                what="learned_linkage: training", progress=progress, span=range(first, end),
+            )  # fmt: skip
         guessing = 2 * log(min(self.params.batch, len(self.fresh.plain)))
-        return float(torch.stack(losses).mean()) / guessing if losses else 1.0
+        return float(torch.stack(made).mean()) / guessing if made else 1.0
 
     def _loss(self) -> Tensor:
         """The loss of one batch: different images, each in two versions and plain."""

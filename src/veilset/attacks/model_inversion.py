@@ -10,7 +10,6 @@ ones.
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import cos, pi
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -42,7 +41,7 @@ from veilset.attacks.gradient_reconstruction import roughness
 from veilset.attacks.linkage import enough_images
 from veilset.errors import TrainingError
 from veilset.metrics.similarity import ssim_either_sign
-from veilset.models.optimiser import Adam
+from veilset.models.optimiser import Adam, falling
 from veilset.training.loader import LEAST_IMAGES
 from veilset.types import FloatArray, Images, Labels
 
@@ -274,7 +273,7 @@ def _sought(
         # The CNN's own gradients are left alone.
         (pixels.grad,) = torch.autograd.grad(loss.sum(), [pixels])
         with torch.no_grad():
-            optimiser.step(params.learning_rate * (1 + cos(pi * step / params.steps)) / 2)
+            optimiser.step(falling(params.learning_rate, step, params.steps))
             pixels.clamp_(0, 1)
     if not bool(torch.isfinite(loss).all()):
         raise Diverged("the inversion's loss is not a number")

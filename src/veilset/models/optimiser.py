@@ -5,9 +5,15 @@ which takes seconds, as long as the training of a small set.
 """
 
 from collections.abc import Mapping
+from math import cos, pi
 
 import torch
 from torch import Tensor, nn
+
+
+def falling(rate: float, step: int, steps: int) -> float:
+    """The learning rate of a step, from `rate` at the first to nothing along half a cosine."""
+    return rate * (1 + cos(pi * step / steps)) / 2
 
 
 class NesterovSgd:
