@@ -165,7 +165,7 @@ def learnt_cases(px: int, count: int, device: str) -> Iterator[Case]:
     out = np.zeros_like(images)
     # A processor needs long for a network: fewer images there, none too few for a batch.
     part = slice(0, count if device == "cuda" else max(4, count // 64))
-    lessons = Lessons(*_bars(16, px), *_bars(8, px), classes=2)
+    lessons = Lessons(*bars(16, px), *bars(8, px), classes=2)
     for name, what, values in LEARNERS:
         plain = make_scheme(name, values, "benchmark", device=device)
         scheme = plain.with_fitted(plain.fit(lessons))
@@ -177,9 +177,9 @@ def learnt_cases(px: int, count: int, device: str) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _bars(count: int, px: int) -> tuple[Images, Labels]:
+def bars(count: int, px: int, seed: int = 2) -> tuple[Images, Labels]:
     """Grey noise with a bright bar, whose direction is the class."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
     images = rng.integers(0, 100, (count, px, px, 3), dtype=np.uint8)
     labels = np.arange(count) % 2
     for image, label in zip(images, labels, strict=True):

@@ -1,10 +1,14 @@
 """Cases for the tests of attacks: embedded images, and schemes with planted leaks."""
 
 # ruff: noqa: ARG002, PLR0917
+import io
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from veilset.attacks.base import Attacker, Case, Gallery, Groups, Release, Truth
@@ -15,6 +19,7 @@ from veilset.schemes.base import ArrayPool, Declaration, Pool, Protected, Scheme
 from veilset.schemes.randomness import Stream
 from veilset.types import Ids, Images, IntArray, Labels
 
+DATASETS = Path(__file__).parents[2].parent / "shared/datasets"
 OWNER, OTHER = Key(b"o" * 32), Key(b"a" * 32)
 
 
@@ -175,6 +180,18 @@ def pattern_case(
     gallery = np.flatnonzero(known & (number < photos // 2))
     auxiliary = np.flatnonzero(~known)
     return build(scheme, images, who % 2, names, release, auxiliary, gallery, seed)
+
+
+def photographs(name: str, count: int) -> Images:
+    """The first images of a shared Parquet file, uint8 (N, H, W, C); skips where it is absent."""
+    path = DATASETS / name
+    if not path.is_file():
+        pytest.skip(f"the shared data set {path} is not here")
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path, columns=["image"]).slice(0, count)["image"].to_pylist()
+    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows])
+    return images if images.ndim == 4 else images[..., None]
 
 
 def build(

@@ -1,15 +1,12 @@
 """The FR attack: what it undoes, its closed form against the published scan, and real schemes."""
 
-import io
 from itertools import permutations, product
-from pathlib import Path
 
 import numpy as np
 import pytest
-from attack_cases import Negative, Noise, OtherPeople, Planted, build, digit_case
+from attack_cases import Negative, Noise, OtherPeople, Planted, build, digit_case, photographs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from skimage import data
 
 from veilset.attacks.base import OTHER_KIND, Case
@@ -32,8 +29,6 @@ from veilset.schemes.negative_positive import NegativePositive
 from veilset.schemes.randomness import Stream
 from veilset.schemes.registry import make_scheme
 from veilset.types import Ids, Images, Labels
-
-TRASH = Path(__file__).parents[2].parent / "shared/datasets/trashnet96/test.parquet"
 
 
 class NegativeOfOthers(Planted):
@@ -222,12 +217,7 @@ def test_colour_photographs_become_legible(name: str) -> None:
 
 
 def test_trash_photographs_are_singled_out_and_half_an_ssim_better() -> None:
-    if not TRASH.is_file():
-        pytest.skip(f"the shared data set {TRASH} is not here")
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(TRASH, columns=["image"]).slice(0, 120)["image"].to_pylist()
-    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows])
+    images = photographs("trashnet96/test.parquet", 120)
     nobody, order = np.full(len(images), "", dtype=object), np.arange(len(images))
     case = build(
         NegativePositive(), images, order % 2, nobody, order[:60], order[60:], None, 0

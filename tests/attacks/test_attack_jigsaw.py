@@ -1,15 +1,12 @@
 """The jigsaw solver: planted shuffles are undone, noise is not, and order tells nothing."""
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from attack_cases import Noise, OtherPeople, Planted, build, digit_case
+from attack_cases import Noise, OtherPeople, Planted, build, digit_case, photographs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pydantic import ValidationError
 
 from veilset.attacks._pieces import (
@@ -34,8 +31,6 @@ from veilset.schemes.plain import Plain
 from veilset.schemes.registry import make_scheme
 from veilset.types import FloatArray, Images
 
-DATA = Path(__file__).parents[2].parent / "shared/datasets"
-
 
 def smooth(count: int, side: int, channels: int = 3, seed: int = 0) -> Images:
     """Waves with a little noise: smooth and structured as photographs are, and not periodic."""
@@ -57,17 +52,6 @@ def smooth_case(
     order = np.arange(len(images))
     nobody = np.full(len(images), "", dtype=object)
     return build(scheme, images, order % 2, nobody, order[:targets], order[targets:], None, 0)
-
-
-def photographs(name: str, count: int) -> Images:
-    path = DATA / name
-    if not path.is_file():
-        pytest.skip(f"the shared data set {path} is not here")
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, columns=["image"]).slice(0, count)["image"].to_pylist()
-    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows])
-    return images if images.ndim == 4 else images[..., None]
 
 
 def assembled(images: Images, region: Region, allowed: Changes, seed: int) -> tuple[Images, Images]:

@@ -1,10 +1,6 @@
 """The learned inverse restores what can be restored, repeats, and admits divergence."""
 
-import io
-from pathlib import Path
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from attack_cases import (
@@ -19,6 +15,7 @@ from attack_cases import (
     Side,
     build,
     digit_case,
+    photographs,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,8 +36,6 @@ from veilset.metrics.similarity import ssim
 from veilset.metrics.statistics import wilson
 from veilset.schemes.plain import Plain
 from veilset.schemes.registry import make_scheme
-
-CIFAR = Path(__file__).parents[2].parent / "shared/datasets/cifar10/test1k.parquet"
 
 SMALL = LearnedInverseParams(
     versions=4, shift=1, work_side=16, base=8, depth=1, steps=25, oracle_steps=25, batch=16
@@ -163,10 +158,8 @@ def test_the_attacker_has_a_key_of_her_own() -> None:
     assert digit_case(Noise(), targets=3).attacker.key == OTHER
 
 
-@pytest.mark.skipif(not CIFAR.is_file(), reason="shared/datasets is not beside the repository")
 def test_photographs_are_restored_better_than_by_their_thumbnail() -> None:
-    rows = pq.read_table(CIFAR, columns=["image"]).slice(0, 700)["image"].to_pylist()
-    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows])
+    images = photographs("cifar10/test1k.parquet", 700)
     order, nobody = np.arange(700), np.full(700, "", dtype=object)
     scheme = make_scheme("visualmixer", {"region_px": 8, "n": 8}, "test")
     case = build(scheme, images, order % 2, nobody, order[:200], order[200:], None, 0)

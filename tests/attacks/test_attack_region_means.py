@@ -1,15 +1,12 @@
 """Means of regions: exact whatever the shuffle, and enough to find an image again."""
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from attack_cases import Noise, OtherPeople, Planted, build, digit_case
+from attack_cases import Noise, OtherPeople, Planted, build, digit_case, photographs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pydantic import ValidationError
 
 from veilset.attacks.base import OTHER_KIND
@@ -36,7 +33,6 @@ from veilset.schemes.registry import make_scheme
 from veilset.schemes.visualmixer import VisualMixer, VisualMixerParams
 from veilset.types import Images
 
-CIFAR = Path(__file__).parents[2].parent / "shared/datasets/cifar10/test1k.parquet"
 SMALL = {"region_px": 4, "n": 4}
 
 
@@ -207,12 +203,7 @@ def test_the_registry_finds_it() -> None:
 
 
 def test_learning_beats_the_thumbnail_of_photographs() -> None:
-    if not CIFAR.is_file():
-        pytest.skip(f"the shared data set {CIFAR} is not here")
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(CIFAR, columns=["image"]).slice(0, 500)["image"].to_pylist()
-    images = np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in rows])
+    images = photographs("cifar10/test1k.parquet", 500)
     order, nobody = np.arange(500), np.full(500, "", dtype=object)
     scheme = make_scheme("visualmixer", {"region_px": 8, "n": 8}, "test")
     result = RegionMeans().run(

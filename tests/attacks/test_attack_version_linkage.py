@@ -8,8 +8,9 @@ import pytest
 from attack_cases import Noise, OtherPeople, digit_case
 
 from veilset.attacks.base import NO_OTHER, AttackResult, Case, Release
+from veilset.attacks.linkage import LinkageParams
 from veilset.attacks.registry import make_attack
-from veilset.attacks.version_linkage import VersionLinkage, VersionLinkageParams
+from veilset.attacks.version_linkage import VersionLinkage
 from veilset.keys import Key
 from veilset.metrics.statistics import wilson
 from veilset.schemes.base import ArrayPool, Scheme
@@ -18,7 +19,7 @@ from veilset.schemes.pixel_block_mixing import PixelBlockMixing
 from veilset.schemes.plain import Plain
 from veilset.schemes.visualmixer import VisualMixer
 
-SMALL = VersionLinkageParams(versions=2)
+SMALL = LinkageParams(versions=2)
 MIXER = VisualMixer(region_px=8, n=8)
 
 

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.schemes import bars
 
 from veilset.keys import Key
 from veilset.schemes.fitted import Fitted, Lessons
 from veilset.schemes.registry import make_scheme
-from veilset.types import Images, IntArray
+from veilset.types import Images
 
 DEVICES = ("cpu", "cuda")
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -21,21 +22,10 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def bars(count: int, seed: int) -> tuple[Images, IntArray]:
-    """Grey noise with a bright bar, whose direction is the class."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 100, (count, 32, 32, 3), dtype=np.uint8)
-    labels = np.arange(count) % 2
-    for image, label in zip(images, labels, strict=True):
-        start = int(rng.integers(0, 24))
-        (image if label else image.swapaxes(0, 1))[start : start + 8] += 150
-    return images, labels
-
-
 @pytest.fixture(scope="module", params=SETTINGS, ids=[name for name, _ in SETTINGS])
 def fitted(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any], Fitted]:
     name, values = request.param
-    lessons = Lessons(*bars(48, 0), *bars(16, 1), classes=2)
+    lessons = Lessons(*bars(48, 32, 0), *bars(16, 32, 1), classes=2)
     return name, values, make_scheme(name, values, "test").fit(lessons)
 
 
@@ -46,7 +36,7 @@ def test_a_device_repeats_itself_and_is_within_a_grey_level_of_the_processor(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
     name, values, learnt = fitted
-    images, labels = bars(24, 2)
+    images, labels = bars(24, 32, 2)
     ids = np.random.default_rng(3).integers(0, 256, (24, 16), dtype=np.uint8)
 
     def protect(where: str) -> Images:

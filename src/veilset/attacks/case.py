@@ -207,9 +207,7 @@ def with_network(case: Case, releases: Sequence[ImageSet], model: Path) -> Case:
     return replace(case.take(np.flatnonzero(member)), network=network)
 
 
-def with_other_release(
-    case: Case, other: ImageSet, scheme: Scheme[Any], key: Key
-) -> Case:  # fmt: skip
+def with_other_release(case: Case, other: ImageSet, scheme: Scheme[Any], key: Key) -> Case:
     """The case with another release of the same images in the attacker's hands.
 
     Targets that the other release has not are no targets any more.

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from veilset.attacks.base import (
     NO_OTHER,
     Attack,
     Attacker,
-    AttackParams,
     Case,
     Knowledge,
     Progress,
@@ -39,29 +37,9 @@ from veilset.attacks.features import (
     to_pictures,
     tune,
 )
-from veilset.attacks.linkage import enough_images, linear_views
+from veilset.attacks.linkage import LinkageParams, enough_images, linear_views
 from veilset.schemes.base import Scheme
 from veilset.types import BoolArray, Ids, Images, IntArray
-
-
-class VersionLinkageParams(AttackParams):
-    """Parameters of `version_linkage`.
-
-    Attributes:
-        targets: At most so many images of the release are attacked.
-        gallery: Size of the galleries of images of the other release.
-        versions: How many times the attacker protects her own images by each scheme.
-        auxiliary: At most so many of her images are used.
-        tuning_share: Share of her images that chooses among the variants.
-    """
-
-    targets: int = Field(500, ge=2, le=100_000)
-    gallery: int = Field(100, ge=2, le=10_000)
-    versions: int = Field(8, ge=1, le=50)
-    auxiliary: int = Field(2000, ge=20, le=1_000_000)
-    tuning_share: float = Field(0.3, gt=0, lt=1)
-
-    FULL: ClassVar[Mapping[str, Any]] = {"targets": 2000, "versions": 16, "auxiliary": 20_000}
 
 
 @dataclass(frozen=True)
@@ -81,7 +59,7 @@ class FittedVersions:
     table: Mapping[str, float]
 
 
-class VersionLinkage(Attack[VersionLinkageParams, FittedVersions]):
+class VersionLinkage(Attack[LinkageParams, FittedVersions]):
     """Finds for each protected image its other version, in another release of the same images.
 
     Source: linkability as in WP29 Opinion 05/2014, 2.2; as an attack, ours.
@@ -96,7 +74,7 @@ class VersionLinkage(Attack[VersionLinkageParams, FittedVersions]):
     metric_words = "rank-1 in a gallery of {gallery} images of the other release"
     deed = "are linked to their version in the other release"
     oracle_floor = 0.95
-    Parameters = VersionLinkageParams
+    Parameters = LinkageParams
 
     def applies(self, case: Case) -> str | None:
         """None where there is another release, and enough auxiliary images."""

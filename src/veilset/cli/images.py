@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,12 +16,10 @@ from veilset.files import read_table
 from veilset.keys import Key
 
 if TYPE_CHECKING:
-    from veilset.attacks.base import Effort
+    from veilset.attacks.base import Case, Effort
     from veilset.data.shards import ImageSet
     from veilset.release.gate import GateParams
     from veilset.schemes.base import Scheme
-
-    OtherRelease = tuple[ImageSet, Scheme[Any], Key]
 
 Format = Literal["arrow", "parquet", "imagefolder", "webdataset"]
 
@@ -202,10 +201,9 @@ def attack(  # noqa: PLR0913
     _ingest(originals, output, ids_key, {"workers": workers},
             size=f"{height}x{width}", channels=str(depth), strict=False)  # fmt: skip
     effort: Effort = "full" if full else "quick"
-    beside = None if other is None else _other(other, other_key_file, key)
+    beside = _Beside(other, other_key_file, model)
     _attack_and_judge(
-        public, scheme, key, output, asked=attacks, seed=seed, effort=effort, other=beside,
-        model=model,
+        public, scheme, key, output, beside, asked=attacks, seed=seed, effort=effort
     )  # fmt: skip
 
 
@@ -238,10 +236,10 @@ def reassess(  # noqa: PLR0913
     say(f"Attacking again, because {reason or 'of --force'}.")
     scheme = _released_by(public, fitted)
     key, _ = _keys(key_file, ids_key_file, demo=demo_key)
-    beside = None if other is None else _other(other, other_key_file, key)
+    beside = _Beside(other, other_key_file, model)
     _attack_and_judge(
-        public, scheme, key, output, asked=card.repeat.attacks, seed=card.repeat.seed,
-        effort=card.repeat.effort, other=beside, model=model,
+        public, scheme, key, output, beside, asked=card.repeat.attacks, seed=card.repeat.seed,
+        effort=card.repeat.effort,
     )  # fmt: skip
 
 
@@ -318,13 +316,25 @@ def _released_by(public: "ImageSet", fitted: Path | None) -> "Scheme[Any]":
     return scheme_of_record(public.manifest.scheme or {}, str(public.folder), fitted=learnt)
 
 
-def _other(folder: Path, key_file: Path | None, key: Key) -> "OtherRelease":
-    """Another release of the same images, its scheme and its key."""
-    from veilset.data.shards import ImageSet  # noqa: PLC0415
+@dataclass(frozen=True)
+class _Beside:
+    """What the attacker has beside the release, and the key that made the other one, if another."""
 
-    found = ImageSet.open(folder)
-    own = key if key_file is None else keys.read_key_file(key_file)
-    return found, _released_by(found, None), own
+    other: Path | None
+    other_key_file: Path | None
+    model: Path | None
+
+    def given_to(self, case: "Case", public: "ImageSet", key: Key) -> "Case":
+        """The case with all of it in her hands."""
+        from veilset.attacks.case import with_network, with_other_release  # noqa: PLC0415
+        from veilset.data.shards import ImageSet  # noqa: PLC0415
+
+        if self.other is not None:
+            found = ImageSet.open(self.other)
+            file = self.other_key_file
+            own = key if file is None else keys.read_key_file(file)
+            case = with_other_release(case, found, _released_by(found, None), own)
+        return case if self.model is None else with_network(case, [public], self.model)
 
 
 def _attack_folder(release: Path) -> Path:
@@ -336,19 +346,14 @@ def _attack_and_judge(
     scheme: "Scheme[Any]",
     key: Key,
     output: Path,
+    beside: _Beside,
     *,
     asked: Sequence[str],
     seed: int,
     effort: "Effort",
-    other: "OtherRelease | None" = None,
-    model: Path | None = None,
 ) -> None:
     """Attacks a release on `output/ingested`; writes and says results, verdicts and the card."""
-    from veilset.attacks.case import (  # noqa: PLC0415
-        case_from_originals,
-        with_network,
-        with_other_release,
-    )
+    from veilset.attacks.case import case_from_originals  # noqa: PLC0415
     from veilset.attacks.registry import attack_names  # noqa: PLC0415
     from veilset.attacks.suite import run_suite  # noqa: PLC0415
     from veilset.data.shards import ImageSet  # noqa: PLC0415
@@ -363,10 +368,7 @@ def _attack_and_judge(
     params = _gate_params()
     originals, results = ImageSet.open(output / "ingested"), output / "results"
     case = case_from_originals(public, originals, scheme, key, seed=seed, effort=effort)
-    if other is not None:
-        case = with_other_release(case, *other)
-    if model is not None:
-        case = with_network(case, [public], model)
+    case = beside.given_to(case, public, key)
     with show_progress(scheme.name) as report:
         suite = run_suite(case, {name: {} for name in asked or attack_names()},
                           dataset=public.manifest.dataset, progress=report)  # fmt: skip
