@@ -10,7 +10,7 @@ from attack_cases import Noise, OtherPeople, digit_case
 from veilset.attacks.base import NO_OTHER, AttackResult, Case, Release
 from veilset.attacks.linkage import LinkageParams
 from veilset.attacks.registry import make_attack
-from veilset.attacks.version_linkage import VersionLinkage
+from veilset.attacks.version_linkage import VersionLinkage, same_ids
 from veilset.keys import Key
 from veilset.metrics.statistics import wilson
 from veilset.schemes.base import ArrayPool, Scheme
@@ -99,6 +99,16 @@ def test_ids_that_two_releases_share_link_them() -> None:
         assert result.details["shared_ids"] == shared / 200
         assert result.value == pytest.approx(rate, abs=0.03)
         assert result.control.value < 0.04
+
+
+def test_the_oracle_cannot_go_by_ids() -> None:
+    """Both sides of the oracle are the same originals: by ids it would hold for any attack."""
+    ids = np.random.default_rng(3).integers(0, 256, (40, 16), dtype=np.uint8)
+    case = released_again(digit_case(MIXER, targets=40), Plain())
+    ideal = replace(case, release=replace(case.release, published_ids=ids)).oracle()
+    assert ideal.attacker.other is not None
+    np.testing.assert_array_equal(ideal.attacker.other.images, ideal.release.images)
+    assert same_ids(ideal.release.published_ids, ideal.attacker.other.published_ids) is None
 
 
 def test_the_registry_finds_it() -> None:

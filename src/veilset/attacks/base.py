@@ -287,7 +287,8 @@ class Case:
             images=self.truth.originals, labels=self.release.labels, scheme=Plain(),
             published_ids=self.release.published_ids,
         )  # fmt: skip
-        other = None if self.attacker.other is None else release
+        # Without ids, by which the originals would find themselves however weak the attack.
+        other = None if self.attacker.other is None else replace(release, published_ids=None)
         return replace(self, release=release, attacker=replace(self.attacker, other=other))
 
 
