@@ -97,6 +97,43 @@ def sort_keys(
             tied[low + lane] = tie
 
 
+def _fetching(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
+    """For Numba: the types of `_fetch`, and what writes its instruction."""
+    del typing
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        takes = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], takes)
+        # For reading, into the nearest cache, as data.
+        builder.call(prefetch, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(values, index), generate
+
+
+_fetch: Final[Any] = intrinsic(_fetching)
+"""`_fetch(values, index)` tells the processor that a value will be read soon; changes nothing."""
+
+
+@compiled
+def _corner(
+    region: int,
+    corner: tuple[int, int],
+    grid: tuple[int, int],
+    sides: tuple[int, int],
+    shape: tuple[int, int, int, int],
+) -> np.uint64:
+    """Where the first value of region `image * regions + region` lies in the flat images."""
+    height, width, channels = shape[1:]
+    image, inside = region // (grid[0] * grid[1]), region % (grid[0] * grid[1])
+    top = corner[0] + (inside // grid[1]) * sides[0]
+    left = corner[1] + (inside % grid[1]) * sides[1]
+    return np.uint64(((image * height + top) * width + left) * channels)
+
+
 @compiled
 def move_blocks(  # noqa: PLR0917
     source: Bytes,
@@ -122,21 +159,31 @@ def move_blocks(  # noqa: PLR0917
         order: uint16 or int32 (M, sub-blocks).
         undo: Copy place k to sub-block `order[k]` instead.
     """
-    height, width, channels = source.shape[1:]
-    regions, n = grid[0] * grid[1], cuts[0] * cuts[1]
+    width, channels = source.shape[2:]
+    n = cuts[0] * cuts[1]
     flat, out = source.reshape(-1), target.reshape(-1)
     high, wide = block
+    sides = cuts[0] * high, cuts[1] * wide
     right, down = np.uint64(channels), np.uint64(width * channels)
     first, drawn = np.empty(n, np.uint64), np.empty(n, np.uint64)
     for k in range(n):
         first[k] = ((k // cuts[1]) * high * width + (k % cuts[1]) * wide) * channels
     to, by = (drawn, first) if undo else (first, drawn)
+    span = np.uint64(sides[1] * channels - 1)
+    fetched = np.int64(-1)
     for m in range(len(groups)):
-        group, channel = groups[m] // channels, groups[m] % channels
-        image, region = group // regions, group % regions
-        top = corner[0] + (region // grid[1]) * (cuts[0] * high)
-        left = corner[1] + (region % grid[1]) * (cuts[1] * wide)
-        base = np.uint64(((image * height + top) * width + left) * channels + channel)
+        # A region is a few bytes out of each of many rows, which no processor foresees.
+        if m + channels < len(groups) and groups[m + channels] // channels != fetched:
+            fetched = groups[m + channels] // channels
+            soon = _corner(fetched, corner, grid, sides, source.shape)
+            for _ in range(sides[0]):
+                _fetch(flat, soon)
+                _fetch(flat, soon + span)
+                _fetch(out, soon)
+                _fetch(out, soon + span)
+                soon += down
+        base = _corner(groups[m] // channels, corner, grid, sides, source.shape)
+        base += np.uint64(groups[m] % channels)
         for k in range(n):
             drawn[k] = first[np.uint64(order[m, k])]
         if high == 2 and wide == 2:  # the published size: twice as fast as the loop below
@@ -219,27 +266,6 @@ def mix_channels(images: Bytes, words: npt.NDArray[np.uint64], *, undo: bool) ->
 def words_for(pixels: int) -> int:
     """Words of an image that `mix_channels` needs."""
     return -(-pixels // 8)
-
-
-def _fetching(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
-    """For Numba: the types of `_fetch`, and what writes its instruction."""
-    del typing
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        takes = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], takes)
-        # For reading, into the nearest cache, as data.
-        builder.call(prefetch, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(values, index), generate
-
-
-_fetch: Final[Any] = intrinsic(_fetching)
-"""`_fetch(values, index)` tells the processor that a value will be read soon; changes nothing."""
 
 
 @compiled

@@ -25,7 +25,7 @@ region's score up to 0.1, 0.5, 0.9 and 1."""
 
 _SCORE_TENTHS: Final = (1, 5, 9)
 _FRACTION_BITS: Final = 20
-_LANE_BYTES: Final = 1 << 21
+_LANE_BYTES: Final = 1 << 20
 _TARGET_LANE_BYTES: Final = 1 << 22
 
 _SUB_BLOCKS: Final = (8, 4, 2, 1)
