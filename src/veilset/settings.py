@@ -46,6 +46,8 @@ class Settings(Params):
         scheme: Parameters by name. A block may say `kind: NAME` to be a second setting of a scheme.
         attacks: What runs; `attack` may hold a block for each, and `attack.common` for all.
         models: What is trained on each scheme's output; each has a block in `model`.
+        attacked_models: Those of the models that are attacked themselves, on each scheme.
+        model_attacks: What runs on those; blocks are in `attack` as well.
     """
 
     data: DataSettings = DataSettings()
@@ -59,11 +61,13 @@ class Settings(Params):
     attack: dict[str, dict[str, Any]] = Field(default_factory=dict)
     models: tuple[str, ...] = Field(min_length=1)
     model: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    attacked_models: tuple[str, ...] = ()
+    model_attacks: tuple[str, ...] = ()
     train: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
     gate: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("schemes", "attacks", "models")
+    @field_validator("schemes", "attacks", "models", "attacked_models", "model_attacks")
     @classmethod
     def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_names(names)
@@ -77,6 +81,9 @@ class Settings(Params):
             missing = [name for name in listed if name not in blocks]
             if missing:
                 raise ValueError(f"{missing[0]!r} is listed but has no block {label}.{missing[0]}")
+        unknown = [name for name in self.attacked_models if name not in self.models]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is in `attacked_models` but not in `models`")
         return self
 
     def scheme_block(self, name: str) -> tuple[str, Block]:

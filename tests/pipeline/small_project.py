@@ -74,6 +74,8 @@ def copy_project(root: Path) -> SmallProject:
     for path in (REPOSITORY / "keys").glob("*.fingerprint"):
         shutil.copy(path, root / "keys")
     shutil.copytree(REPOSITORY / "data/raw/digits", root / "data/raw/digits")
+    (root / "data/attacks_model").mkdir()
+    shutil.copy(REPOSITORY / "data/attacks_model/.gitkeep", root / "data/attacks_model")
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "src", root / "src", ignore=skip)
     project = SmallProject(root)

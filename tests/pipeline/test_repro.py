@@ -58,6 +58,7 @@ def test_every_figure_comes_out_with_its_anchors(reproduced: SmallProject) -> No
     verdicts = json.loads((reproduced.root / "reports/verdicts.json").read_text())["schemes"]
     assert verdicts["plain"]["templates"]["public_release"]["verdict"] != "pass"
     page = (reproduced.root / "reports/index.html").read_text()
+    assert "No CNN was attacked" in page
     for scheme in reproduced.read("params.yaml")["schemes"]:
         assert scheme in verdicts
         assert verdicts[scheme]["title"] in page
@@ -104,6 +105,27 @@ def test_a_changed_scheme_reruns_only_its_own_stages(project: SmallProject) -> N
         "train@visualmixer-small_cnn",
     }  # fmt: skip
     assert own <= set(ran) <= own | READ_ALL
+
+
+def test_a_cnn_that_is_handed_out_is_attacked_and_judged(project: SmallProject) -> None:
+    project.change(
+        "params.yaml",
+        schemes=["plain", "visualmixer"],
+        attacked_models=["small_cnn"],
+        model_attacks=["gradient_reconstruction"],
+        attack={**SHORT["attack"], "gradient_reconstruction": {"targets": 20}},
+    )
+    ran = set(project.repro())
+    assert {"attack_model@plain-small_cnn", "attack_model@visualmixer-small_cnn"} <= ran
+    assert not any(name.startswith(("protect@", "train@")) for name in ran)
+    found = json.loads((project.root / "reports/verdicts.json").read_text())["models"]
+    assert set(found) == {"plain-small_cnn", "visualmixer-small_cnn"}
+    for one in found.values():
+        assert one["verdict"] != "pass", "membership is required, and was not run"
+        assert {finding["attack"] for finding in one["findings"]} >= {"membership"}
+    page = (project.root / "reports/index.html").read_text()
+    assert "small_cnn, trained on VisualMixer" in page
+    assert "No CNN was attacked" not in page
 
 
 def test_a_new_drop_reruns_only_what_reads_it(project: SmallProject) -> None:

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from veilset.attacks.base import NO_NETWORK, NO_PERSONS, OTHER_KIND, SUITE_VERSION
 from veilset.errors import CorruptError, SettingsError
 from veilset.release.gate import (
+    MODEL_HOLDER,
+    TEMPLATES,
     GateParams,
     Result,
     Results,
     judge,
     read_results,
+    verdicts_of,
     write_verdicts,
 )
 from veilset.schemes.plain import Plain
@@ -25,6 +28,10 @@ KINDS = {
     "learned_inverse": ("outside_trainer", "singling_out"),
     "recognition": ("outside_trainer", "singling_out"),
     "linkage": ("public_release", "linkability"),
+    "membership": ("model_holder", "inference"),
+    "gradient_reconstruction": ("model_holder", "singling_out"),
+    "feature_reconstruction": ("model_holder", "singling_out"),
+    "model_inversion": ("model_holder", "inference"),
 }
 ORDER: tuple[str, ...] = ("pass", "undecided", "fail")
 
@@ -54,6 +61,11 @@ def verdict(
 ) -> dict[str, Any]:
     found = Results.model_validate({"suite": suite, "scheme": "s", "results": results})
     return judge(found, template, GateParams(**params))
+
+
+ON_THE_CNN = [
+    result(name) for name in ("membership", "gradient_reconstruction", "feature_reconstruction")
+]
 
 
 def swapped(name: str, **changes: Any) -> list[Entry]:
@@ -186,7 +198,7 @@ def some_results(draw: st.DrawFn) -> list[Entry]:
     return made
 
 
-templates = st.sampled_from(["outside_trainer", "public_release"])
+templates = st.sampled_from([*TEMPLATES, MODEL_HOLDER])
 
 
 @settings(max_examples=200, deadline=None)
@@ -233,7 +245,11 @@ def test_a_pass_means_what_it_says(results: list[Entry], template: str) -> None:
             excused = not entry["applicable"] and entry["reason"] == NO_PERSONS
             assert excused or (entry["status"] == "ok" and entry["high"] <= 0.2)
             assert excused or entry["targets"] >= 200
-    lows = [r["low"] for r in results if r["low"] is not None and r["status"] != "diverged"]
+    lows = [
+        r["low"]
+        for r in results
+        if r["low"] is not None and r["status"] != "diverged" and r["attacker"] in TEMPLATES
+    ]
     if template == "public_release" and any(low > 0.2 for low in lows):
         assert found["verdict"] == "fail"
 
@@ -277,6 +293,49 @@ def test_verdicts_are_written_with_what_the_scheme_declares(tmp_path: Path) -> N
     assert set(finding) == {
         "attack", "risk", "verdict", "value", "low", "high", "threshold", "reason", "counts",
     }  # fmt: skip
+
+
+def test_a_cnn_has_a_verdict_of_its_own() -> None:
+    assert verdict(ON_THE_CNN, "model_holder")["verdict"] == "pass"
+    assert verdict(ON_THE_CNN[1:], "model_holder")["verdict"] == "undecided"
+    betrayed = [*ON_THE_CNN[1:], result("membership", 0.2, 0.1, 0.3)]
+    found = verdict(betrayed, "model_holder")
+    assert found["verdict"] == "fail"
+    assert "who holds the CNN" in found["words"]
+    # The images' receivers do not hold it, and what they can do says nothing of the CNN.
+    assert verdict([*SOUND, *betrayed], "public_release")["verdict"] == "pass"
+    assert verdict([*ON_THE_CNN, result("linkage", 1.0, 0.9, 1.0)], "model_holder")[
+        "verdict"
+    ] == "pass"  # fmt: skip
+
+
+def test_what_a_class_looks_like_counts_only_where_it_is_asked_for() -> None:
+    shown = [*ON_THE_CNN, result("model_inversion", 1.0, 0.7, 1.0, targets=10, status="ok")]
+    found = verdict(shown, "model_holder")
+    assert (found["verdict"], found["worst"]["attack"]) == ("pass", "membership")
+    asked = (*GateParams().required_model_holder, "model_inversion")
+    assert verdict(shown, "model_holder", required_model_holder=asked)["verdict"] == "fail"
+
+
+def test_a_verdict_on_a_cnn_only_where_one_was_attacked() -> None:
+    def templates(results: list[Entry]) -> set[str]:
+        found = Results.model_validate(
+            {"suite": SUITE_VERSION, "scheme": "plain", "results": results}
+        )
+        return set(verdicts_of(found, Plain(), GateParams())["templates"])
+
+    assert templates([*SOUND, absent("membership", NO_NETWORK)]) == set(TEMPLATES)
+    assert templates([*SOUND, *ON_THE_CNN]) == {*TEMPLATES, "model_holder"}
+
+
+def test_verdicts_on_cnns_are_written_beside_those_on_schemes(tmp_path: Path) -> None:
+    text = json.dumps({"suite": SUITE_VERSION, "scheme": "plain", "results": ON_THE_CNN})
+    out, file = tmp_path / "verdicts.json", write(tmp_path, text)
+    write_verdicts({}, {}, GateParams(), out, networks={("plain", "resnet20"): file})
+    found = json.loads(out.read_text())["models"]["plain-resnet20"]
+    assert (found["scheme"], found["model"], found["verdict"]) == ("plain", "resnet20", "pass")
+    with pytest.raises(CorruptError, match="'plain'"):
+        write_verdicts({}, {}, GateParams(), out, networks={("visualmixer", "resnet20"): file})
 
 
 def test_results_of_another_scheme_are_refused(tmp_path: Path) -> None:

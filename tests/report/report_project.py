@@ -151,7 +151,12 @@ def verdicts() -> dict[str, Any]:
             },
             "key_space_bits": 2016.4 if keyed else None,
         }  # fmt: skip
-    return {"schema": 1, "suite": "1", "schemes": schemes}
+    held = {
+        "scheme": "visualmixer", "model": "resnet20",
+        **template("visualmixer", "fail", "reconstruction", 0.4, 0.05),
+    }  # fmt: skip
+    models = {"visualmixer-resnet20": held}
+    return {"schema": 1, "suite": "1", "schemes": schemes, "models": models}
 
 
 def comparison() -> dict[str, Any]:
@@ -303,6 +308,10 @@ def write_project(root: Path, *, demo: bool = True, classes: tuple[str, ...] = C
     )
     text(root, "dvc.lock", yaml.safe_dump(lock()))
     _ingested(root, classes)
+    held = {"attacker": "model_holder", "knowledge": "K5", "title": "Gradient of one image"}
+    found = [result("gradient_reconstruction", 0.37, 0.01, **held, words="74 of 200 are betrayed.")]
+    attacked = {**attack_file("visualmixer"), "results": found}
+    write_into(root, "data/attacks_model/visualmixer/resnet20/results.json", attacked)
     for scheme in NUMBERS:
         _scheme(root, scheme, classes, demo)
     return root

@@ -409,3 +409,27 @@ def test_class_names_label_the_pictures(html: str) -> None:
     assert {
         f"Protected {place + 1}: {CLASSES[label]}" for place, label in enumerate(labels)
     } <= alts
+
+
+def test_a_cnn_that_was_attacked_has_its_verdict_and_figures(inputs: ReportInputs) -> None:
+    text = Page(render(inputs)).text
+    part = text[text.index("If a trained CNN is handed out") :]
+    assert "resnet20, trained on VisualMixer" in part
+    assert "74 of 200 are betrayed." in part
+    assert "Holder of the CNN" in part
+    assert "No CNN was attacked" not in part
+
+
+def test_that_no_cnn_was_attacked_is_said(inputs: ReportInputs) -> None:
+    assert inputs.verdicts is not None
+    without = replace(inputs, verdicts=inputs.verdicts.model_copy(update={"models": {}}))
+    assert "No CNN was attacked" in Page(render(without)).text
+
+
+def test_the_results_behind_a_verdict_on_a_cnn_are_missed(project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy)
+    shutil.rmtree(copy / "data/attacks_model")
+    found = load_inputs(copy)
+    assert "data/attacks_model/visualmixer/resnet20/results.json" in found.missing
+    assert "resnet20, trained on VisualMixer" in Page(render(found)).text

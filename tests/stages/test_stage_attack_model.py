@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,18 +17,20 @@ from veilset.keys import Key
 from veilset.report.load import read_attacks
 from veilset.schemes.plain import Plain
 from veilset.schemes.protect import protect_set
+from veilset.settings import load_settings
 from veilset.stages import attack_model, train
 from veilset.stages.project import Project
 
 COUNTS = {"train": 300, "validation": 60, "test": 120, "auxiliary": 150}
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "data": {"name": "digits"},
     "schemes": ["plain"],
     "scheme": {"plain": {}},
     "models": ["tiny"],
     "model": {"tiny": {"kind": "small_cnn", "width": 4}},
     "train": {"epochs": 2, "device": "cpu"},
-    "attacks": ["model_inversion", "linkage", "membership", "gradient_reconstruction"],
+    "attacks": ["linkage"],
+    "model_attacks": ["model_inversion", "membership", "gradient_reconstruction"],
     "attack": {
         "common": {"seed": 5},
         "membership": {"shadows": 6, "questions": 1},
@@ -81,11 +84,14 @@ def test_attacks_on_the_cnn_are_run_and_written(root: Path) -> None:
         assert examples["original"].shape[1:] == (16, 16, 1)
 
 
-def test_only_attacks_on_a_cnn_are_chosen() -> None:
-    names = ["linkage", "feature_reconstruction", "recognition", "membership"]
-    assert attack_model.network_attacks(names) == ("feature_reconstruction", "membership")
-    with pytest.raises(SettingsError, match="attacks"):
-        attack_model.network_attacks(["nothing"])
+def test_only_attacks_on_a_cnn_are_chosen(root: Path) -> None:
+    settings = load_settings(root)
+    assert attack_model.network_attacks(settings) == tuple(SETTINGS["model_attacks"])
+    every = attack_model.network_attacks(settings.model_copy(update={"model_attacks": ()}))
+    assert set(every) == {*SETTINGS["model_attacks"], "feature_reconstruction"}
+    for name, words in (("linkage", "put it into `attacks`"), ("nothing", "model_attacks")):
+        with pytest.raises(SettingsError, match=words):
+            attack_model.network_attacks(settings.model_copy(update={"model_attacks": (name,)}))
 
 
 def test_a_cnn_that_was_never_trained_is_named(root: Path) -> None:

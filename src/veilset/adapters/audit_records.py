@@ -243,7 +243,9 @@ def item_names(stage: StageRecord) -> dict[str, str]:
         return {"drop": stage.item}
     if stage.kind in ("attack", "fit"):
         return {"scheme": stage.item}
-    names = {"protect": ("scheme", "drop"), "train": ("scheme", "model")}.get(stage.kind)
+    pairs = {"protect": ("scheme", "drop"), "train": ("scheme", "model"),
+             "attack_model": ("scheme", "model")}  # fmt: skip
+    names = pairs.get(stage.kind)
     return dict(zip(names, (first, second), strict=True)) if names and stage.item else {}
 
 
@@ -289,7 +291,7 @@ def _uses(place: Workspace, stage: StageRecord) -> list[Use]:
     entry = _covering(stage.deps, f"data/protected/{scheme}") if scheme else None
     if stage.kind == "train":
         return _of(place, entry, scheme, {"train": "training", "validation": "evaluation"})
-    if stage.kind == "attack":
+    if stage.kind in ("attack", "attack_model"):
         return _of(place, entry, scheme, {"train": "evaluation"})
     return []
 
@@ -514,13 +516,16 @@ def _tested_on(place: Workspace, stage: StageRecord, row: Mapping[str, Any]) -> 
 
 
 def _read_gate(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    for scheme, said in _load(place, stage, "verdicts.json").get("schemes", {}).items():
+    verdicts = _load(place, stage, "verdicts.json")
+    for scheme, said in verdicts.get("schemes", {}).items():
         draft.number(f"{scheme}/key_space_bits", said.get("key_space_bits"))
         for template, judged in said.get("templates", {}).items():
             draft.tags[f"veilset.verdict.{scheme}.{template}"] = str(judged.get("verdict"))
             worst = judged.get("worst") or {}
             for key in ("value", "low", "high", "threshold", "chance"):
                 draft.number(f"{scheme}/{template}/worst_{key}", worst.get(key))
+    for name, judged in verdicts.get("models", {}).items():
+        draft.tags[f"veilset.verdict.{name}.model_holder"] = str(judged.get("verdict"))
     _attach(place, stage, "verdicts.json", draft)
 
 
@@ -536,6 +541,7 @@ _READERS: Final = {
     "protect": _read_manifest,
     "attack": _read_attack,
     "train": _read_train,
+    "attack_model": _read_attack,
     "evaluate": _read_evaluate,
     "gate": _read_gate,
     "report": _read_report,

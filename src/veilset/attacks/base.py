@@ -51,8 +51,8 @@ MIN_TARGETS = 200
 Risk = Literal["singling_out", "linkability", "inference"]
 """The three risks of WP29 Opinion 05/2014."""
 
-Template = Literal["outside_trainer", "public_release"]
-"""Who receives the release: a trainer under contract, or anyone at all."""
+Template = Literal["outside_trainer", "public_release", "model_holder"]
+"""Who receives what: the release a trainer under contract or anyone at all, or a trained CNN."""
 
 Knowledge = Literal["K0", "K1", "K2", "K3", "K4", "K5"]
 Effort = Literal["quick", "full"]

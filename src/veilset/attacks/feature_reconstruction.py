@@ -124,7 +124,7 @@ class FeatureReconstruction(NetworkAttack[FeatureReconstructionParams, FittedRec
     name = "feature_reconstruction"
     title = "Reconstruction from feature maps"
     risk: ClassVar[Risk] = "singling_out"
-    attacker: ClassVar[Template] = "outside_trainer"
+    attacker: ClassVar[Template] = "model_holder"
     knowledge: ClassVar[Knowledge] = "K5"
     cost = "seconds (quick) to an hour (full, no GPU)"
     metric_words = "rank-1 of the image restored from feature maps in a gallery of {gallery}"

@@ -188,7 +188,7 @@ class GradientReconstruction(NetworkAttack[GradientReconstructionParams, FittedG
     name = "gradient_reconstruction"
     title = "Reconstruction from gradients"
     risk: ClassVar[Risk] = "singling_out"
-    attacker: ClassVar[Template] = "outside_trainer"
+    attacker: ClassVar[Template] = "model_holder"
     knowledge: ClassVar[Knowledge] = "K5"
     cost = "seconds (quick), or hours (full, no GPU)"
     metric_words = "rank-1 of the image restored from its gradient in a gallery of {gallery}"

@@ -171,7 +171,7 @@ class Membership(NetworkAttack[MembershipParams, FittedMembership]):
     name = "membership"
     title = "Membership inference on the CNN"
     risk: ClassVar[Risk] = "inference"
-    attacker: ClassVar[Template] = "outside_trainer"
+    attacker: ClassVar[Template] = "model_holder"
     knowledge: ClassVar[Knowledge] = "K2"
     cost = "8 trainings of the CNN on part of its images (quick), or 64 (full)"
     metric = "tpr_at_1_percent_fpr"

@@ -127,7 +127,7 @@ class ModelInversion(NetworkAttack[ModelInversionParams, FittedInversion]):
     name = "model_inversion"
     title = "Model inversion"
     risk: ClassVar[Risk] = "inference"
-    attacker: ClassVar[Template] = "outside_trainer"
+    attacker: ClassVar[Template] = "model_holder"
     knowledge: ClassVar[Knowledge] = "K5"
     cost = "seconds and one training of the CNN (quick), or many minutes (full)"
     metric_words = "rank-1 of the class that an inverted image shows, among {gallery}"

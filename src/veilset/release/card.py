@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from veilset.attacks.base import SUITE_VERSION
 from veilset.errors import CorruptError
 from veilset.files import write_json
-from veilset.release.gate import TEMPLATES, GateParams, stale
+from veilset.release.gate import GateParams, stale
 from veilset.report.model import AttackFile, Card
 from veilset.schemes.base import Scheme
 
@@ -63,14 +63,14 @@ def leakage_card(
         "scheme": _scheme(found, scheme),
         "suite": found.suite,
         "demo_key": demo_key,
-        "complete": bool(run) and not any(_open(templates[name]) for name in TEMPLATES),
+        "complete": bool(run) and not any(map(_open, templates.values())),
         "stale": stale(found.suite, params),
         "verdicts": {
             name: {
                 "verdict": templates[name]["verdict"], "words": templates[name]["words"],
                 "limits": params.limits(name).model_dump(),
             }
-            for name in TEMPLATES
+            for name in templates
         },
         "attacks": [result.model_dump(include=set(_FIGURES)) for result in run],
         "not_tested": [

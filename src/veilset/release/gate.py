@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,9 +33,15 @@ from veilset.schemes.base import Scheme
 Verdict = Literal["pass", "fail", "undecided"]
 
 TEMPLATES: tuple[Template, ...] = ("outside_trainer", "public_release")
+"""Who may receive protected images."""
+
+MODEL_HOLDER: Template = "model_holder"
+"""Who receives a CNN that was trained on them."""
+
 TEMPLATE_WORDS: Mapping[str, str] = {
     "outside_trainer": "an outside trainer",
     "public_release": "a public release",
+    "model_holder": "someone who holds the CNN",
 }
 
 
@@ -64,9 +71,14 @@ class GateParams(Params):
     Attributes:
         outside_trainer: Limits for a release to an outside trainer.
         public_release: Limits for a release to everybody.
+        model_holder: Limits for handing out a trained CNN. Membership is counted at one false alarm
+            in 100, so that one member in 20 is already five times what guessing finds.
         required_outside_trainer: Attacks without which nothing passes for an outside trainer.
         required_public_release: Those needed on top for a public release, which must withstand the
             attacks of an outside trainer as well.
+        required_model_holder: The attacks on a CNN that its verdict goes by. What a class looks
+            like on average is told by every classifier: add `model_inversion` where each class is a
+            person.
         max_suite_age: Results of so many versions of the suite ago still count; 0 asks for the
             present one. (Age is counted in versions: results carry no dates, so that the same
             inputs give the same files.)
@@ -75,8 +87,12 @@ class GateParams(Params):
 
     outside_trainer: Limits = Limits()
     public_release: Limits = Limits()
+    model_holder: Limits = Limits(inference=0.05)
     required_outside_trainer: tuple[str, ...] = ("learned_inverse", "recognition")
     required_public_release: tuple[str, ...] = ("linkage",)
+    required_model_holder: tuple[str, ...] = (
+        "membership", "gradient_reconstruction", "feature_reconstruction",
+    )  # fmt: skip
     max_suite_age: int = Field(0, ge=0, le=1000)
     min_targets: int = Field(MIN_TARGETS, ge=1)
 
@@ -86,10 +102,13 @@ class GateParams(Params):
 
     def limits(self, template: Template) -> Limits:
         """The limits of a template."""
-        return self.outside_trainer if template == "outside_trainer" else self.public_release
+        found: Limits = getattr(self, template)
+        return found
 
     def required(self, template: Template) -> tuple[str, ...]:
         """The attacks without which nothing passes for a template."""
+        if template == MODEL_HOLDER:
+            return self.required_model_holder
         extra = self.required_public_release if template == "public_release" else ()
         return tuple(dict.fromkeys((*self.required_outside_trainer, *extra)))
 
@@ -170,7 +189,7 @@ def judge(found: Results, template: Template, params: GateParams) -> dict[str, A
     """
     relevant = [r for r in found.results if r.attacker in _attackers(template)]
     outdated = stale(found.suite, params)
-    findings = [_finding(result, params.limits(template), params, outdated) for result in relevant]
+    findings = [_finding(result, template, params, outdated) for result in relevant]
     findings += _missing(relevant, params.required(template))
     verdict = _overall(findings)
     worst = _worst(relevant, findings)
@@ -184,7 +203,7 @@ def judge(found: Results, template: Template, params: GateParams) -> dict[str, A
 
 def _attackers(template: Template) -> tuple[Template, ...]:
     """Whoever may download a public release may also train on it."""
-    return TEMPLATES if template == "public_release" else ("outside_trainer",)
+    return TEMPLATES if template == "public_release" else (template,)
 
 
 def stale(suite: str, params: GateParams) -> str | None:
@@ -196,16 +215,20 @@ def stale(suite: str, params: GateParams) -> str | None:
     return f"measured by suite {suite}, and the present one is {SUITE_VERSION}: attack again"
 
 
-def _finding(result: Result, limits: Limits, params: GateParams, outdated: str | None) -> Finding:
+def _finding(
+    result: Result, template: Template, params: GateParams, outdated: str | None
+) -> Finding:
+    asked = template != MODEL_HOLDER or result.attack in params.required(template)
     if not result.applicable:
         reason = f"not applicable: {result.reason or 'no reason given'}"
         excused = result.reason in params.EXCUSES or _is_elsewhere(result, params)
-        return Finding(result.attack, result.risk, "undecided", reason, counts=not excused)
-    threshold = float(getattr(limits, result.risk))
+        counts = asked and not excused
+        return Finding(result.attack, result.risk, "undecided", reason, counts=counts)
+    threshold = float(getattr(params.limits(template), result.risk))
     verdict, reason = _verdict(result, threshold, params, outdated)
     return Finding(
         result.attack, result.risk, verdict, reason,
-        result.value, result.low, result.high, threshold,
+        result.value, result.low, result.high, threshold, counts=asked,
     )  # fmt: skip
 
 
@@ -270,7 +293,7 @@ def _worst(results: Sequence[Result], findings: Sequence[Finding]) -> dict[str, 
     measured = [
         (result, finding)
         for result, finding in zip(results, findings, strict=False)
-        if finding.high is not None and finding.threshold is not None
+        if finding.high is not None and finding.threshold is not None and finding.counts
     ]
     if not measured:
         return None
@@ -326,12 +349,18 @@ def read_results(path: Path) -> Results:
         ) from None
 
 
+def templates_of(found: Results) -> tuple[Template, ...]:
+    """For whom there is a verdict: for a holder of the CNN only where one was attacked."""
+    attacked = any(r.attacker == MODEL_HOLDER and r.applicable for r in found.results)
+    return (*TEMPLATES, MODEL_HOLDER) if attacked else TEMPLATES
+
+
 def verdicts_of(found: Results, scheme: Scheme[Any], params: GateParams) -> dict[str, Any]:
     """All verdicts of one scheme, with what it declares, as `verdicts.json` holds them."""
     bits = scheme.key_space_bits(found.shape) if found.shape else None
     return {
         "title": scheme.title,
-        "templates": {template: judge(found, template, params) for template in TEMPLATES},
+        "templates": {name: judge(found, name, params) for name in templates_of(found)},
         "declared": {**asdict(scheme.declares), "risk_notes": list(scheme.declares.risk_notes)},
         "key_space_bits": bits,
     }
@@ -342,14 +371,17 @@ def write_verdicts(
     schemes: Mapping[str, Scheme[Any]],
     params: GateParams,
     path: Path,
+    *,
+    networks: Mapping[tuple[str, str], Path] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Judges every scheme and writes `verdicts.json`.
+    """Judges every scheme, and every CNN that was attacked, and writes `verdicts.json`.
 
     Args:
         results: The `results.json` of each scheme by its name in `params.yaml`.
         schemes: The schemes by the same names.
         params: Limits and required attacks.
         path: Where to write; replaced atomically.
+        networks: The `results.json` of each attacked CNN by the names of its scheme and its model.
 
     Returns:
         What was written.
@@ -357,15 +389,27 @@ def write_verdicts(
     Raises:
         CorruptError: A result is missing, unreadable, or of another scheme.
     """
-    judged = {}
-    for name, file in results.items():
-        found = read_results(file)
-        if found.scheme != name:
-            raise CorruptError(
-                f"{file} holds results of {found.scheme!r} where {name!r} is expected: attack "
-                "this scheme again."
-            )
-        judged[name] = verdicts_of(found, schemes[name], params)
-    value = {"schema": 1, "suite": SUITE_VERSION, "schemes": judged}
+    judged = {
+        name: verdicts_of(_results_on(file, name), schemes[name], params)
+        for name, file in results.items()
+    }
+    models = {
+        f"{scheme}-{model}": {
+            "scheme": scheme, "model": model,
+            **judge(_results_on(file, scheme), MODEL_HOLDER, params),
+        }
+        for (scheme, model), file in networks.items()
+    }  # fmt: skip
+    value = {"schema": 1, "suite": SUITE_VERSION, "schemes": judged, "models": models}
     write_json(path, value)
     return value
+
+
+def _results_on(file: Path, scheme: str) -> Results:
+    found = read_results(file)
+    if found.scheme != scheme:
+        raise CorruptError(
+            f"{file} holds results of {found.scheme!r} where {scheme!r} is expected: attack "
+            "this scheme again."
+        )
+    return found

@@ -32,6 +32,7 @@ from veilset.report.model import (
     EvaluationFile,
     Examples,
     Model,
+    ModelVerdict,
     ProtectedSet,
     ReportInputs,
     Stage,
@@ -72,6 +73,7 @@ def load_inputs(
     comparison = _json(root, "reports/comparison.json", ComparisonFile, missing)
     attacks = _among(schemes, _attacks(root, missing))
     cards = _among(schemes, _cards(root, missing))
+    networks = verdicts.models if verdicts else {}
     folders = {folder.name: folder for folder in _folders(root / "data/ingested")}
     found = tuple(_drop(root, folder, missing) for folder in _among(drops, folders).values())
     if not found:
@@ -83,6 +85,7 @@ def load_inputs(
         verdicts=verdicts,
         evaluation=evaluation,
         attacks=attacks,
+        model_attacks=_model_attacks(root, networks.values(), missing),
         cards=cards,
         comparison=comparison,
         examples=_examples(root, attacks, missing),
@@ -210,6 +213,20 @@ def _attacks(root: Path, missing: list[str]) -> dict[str, AttackFile]:
     if not paths:
         missing.append("data/attacks/*/results.json")
     return {path.parent.name: read_attacks(path) for path in paths}
+
+
+def _model_attacks(
+    root: Path, judged: Iterable[ModelVerdict], missing: list[str]
+) -> dict[str, AttackFile]:
+    """The results behind each verdict on a CNN: folders of others may lie there from before."""
+    found: dict[str, AttackFile] = {}
+    for one in judged:
+        path = root / "data/attacks_model" / one.scheme / one.model / "results.json"
+        if path.is_file():
+            found[f"{one.scheme}-{one.model}"] = read_attacks(path)
+        else:
+            missing.append(path.relative_to(root).as_posix())
+    return found
 
 
 def _cards(root: Path, missing: list[str]) -> dict[str, Card]:

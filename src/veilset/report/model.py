@@ -166,11 +166,19 @@ class SchemeVerdict(Record):
     key_space_bits: float | None = None
 
 
+class ModelVerdict(TemplateVerdict):
+    """The verdict of one CNN, for whoever holds it."""
+
+    scheme: str
+    model: str
+
+
 class VerdictFile(Record):
-    """`reports/verdicts.json`."""
+    """`reports/verdicts.json`; `models` has the CNNs that were attacked, as `<scheme>-<model>`."""
 
     suite: str = ""
     schemes: dict[str, SchemeVerdict] = {}
+    models: dict[str, ModelVerdict] = {}
 
 
 class CardScheme(Record):
@@ -433,6 +441,7 @@ class ReportInputs:
         verdicts: Verdicts by scheme.
         evaluation: Accuracy of the classifiers.
         attacks: Attack results by scheme.
+        model_attacks: Results of the attacks on CNNs, as `<scheme>-<model>`.
         examples: Pictures by scheme.
         cards: Leakage cards by scheme.
         comparison: Which schemes leak less than which.
@@ -452,6 +461,7 @@ class ReportInputs:
     verdicts: VerdictFile | None = None
     evaluation: EvaluationFile | None = None
     attacks: Mapping[str, AttackFile] = field(default_factory=dict)
+    model_attacks: Mapping[str, AttackFile] = field(default_factory=dict)
     examples: Mapping[str, Examples] = field(default_factory=dict)
     cards: Mapping[str, Card] = field(default_factory=dict)
     comparison: ComparisonFile | None = None

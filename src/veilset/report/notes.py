@@ -13,7 +13,8 @@ _SMALL_CLASS = 100
 
 def notes(inputs: ReportInputs) -> tuple[str, ...]:
     """Sentences on small sets, few targets, closed sets and unsound attacks, most general first."""
-    results = [item for file in inputs.attacks.values() for item in file.results if item.applicable]
+    files = [*inputs.attacks.values(), *inputs.model_attacks.values()]
+    results = [item for file in files for item in file.results if item.applicable]
     found = [*_sets(inputs.drops), *_targets(results), *_runs(results), *_status(inputs)]
     found.append(
         "A pass means that these attacks, at these sizes, did not succeed. It is no proof that no "
@@ -82,10 +83,10 @@ def _runs(results: Iterable[AttackResult]) -> Iterator[str]:
 
 def _status(inputs: ReportInputs) -> Iterator[str]:
     found: dict[tuple[str, str], list[str]] = {}
-    for scheme, file in inputs.attacks.items():
+    for file in (*inputs.attacks.values(), *inputs.model_attacks.values()):
         for item in file.results:
             if item.applicable and item.status in ("weak_oracle", "diverged"):
                 key = (item.title or item.attack, words.STATUS[item.status])
-                found.setdefault(key, []).append(scheme_title(inputs, scheme))
+                found.setdefault(key, []).append(scheme_title(inputs, file.scheme))
     for (title, reason), schemes in sorted(found.items()):
         yield f"{title} on {words.listed(list(dict.fromkeys(schemes)))}: {reason}."

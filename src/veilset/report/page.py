@@ -121,6 +121,8 @@ def render(inputs: ReportInputs) -> str:
         significant=view.SIGNIFICANT,
         scheme_title=partial(view.scheme_title, inputs),
         matrix=view.matrix(inputs, rows),
+        networks=view.networks(inputs),
+        model_holder=words.MODEL_HOLDER,
         not_applicable=view.not_applicable(inputs),
         elsewhere=view.elsewhere(inputs),
         other_attacks=len(set(elsewhere)),

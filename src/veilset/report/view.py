@@ -12,6 +12,7 @@ from veilset.report.model import (
     AttackResult,
     Contrast,
     EvaluationRow,
+    ModelVerdict,
     ReportInputs,
     SchemeVerdict,
     TemplateVerdict,
@@ -260,6 +261,29 @@ def standings(inputs: ReportInputs, template: str) -> tuple[Standing, ...]:
         for name, relation in relations.items()
     ]
     return tuple(sorted(found, key=lambda one: (-len(one.less), len(one.more), one.title)))
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One CNN that was attacked itself."""
+
+    title: str
+    verdict: ModelVerdict
+    results: tuple[AttackResult, ...]
+
+
+def networks(inputs: ReportInputs) -> tuple[NetworkRow, ...]:
+    """The attacked CNNs, best verdict first."""
+    judged = inputs.verdicts.models if inputs.verdicts else {}
+    rows = [
+        NetworkRow(
+            f"{verdict.model}, trained on {scheme_title(inputs, verdict.scheme)}",
+            verdict,
+            inputs.model_attacks[name].results if name in inputs.model_attacks else (),
+        )
+        for name, verdict in judged.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (_ORDER.index(row.verdict.verdict), row.title)))
 
 
 def not_applicable(inputs: ReportInputs) -> tuple[Group, ...]:

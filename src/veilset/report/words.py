@@ -16,7 +16,13 @@ TEMPLATES: Mapping[str, tuple[str, str]] = {
         "anybody at all, once the protected images are published",
     ),
 }
-"""Attacker templates by name: title, and who that is."""
+"""Who may receive protected images, by name: title, and who that is."""
+
+MODEL_HOLDER = (
+    "Holder of the CNN",
+    "a party that is given a CNN trained on protected images, or sees it being trained",
+)
+"""Who may receive a trained CNN."""
 
 VERDICTS: Mapping[str, str] = {"pass": "Pass", "fail": "Fail", "undecided": "Undecided"}
 STATUS: Mapping[str, str] = {
@@ -103,4 +109,6 @@ def listed(items: list[str]) -> str:
 
 def template_title(name: str) -> str:
     """An attacker template's name for people."""
+    if name == "model_holder":
+        return MODEL_HOLDER[0]
     return TEMPLATES[name][0] if name in TEMPLATES else label(name).capitalize()

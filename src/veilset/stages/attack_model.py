@@ -1,10 +1,5 @@
-"""Stage `attack_model`: attacks on a CNN that was trained on what a scheme released.
+"""Stage `attack_model`: attacks on a CNN that was trained on what a scheme released."""
 
-It is no stage of `dvc.yaml`: membership inference trains the CNN several times over, which is a
-matter of minutes for each.
-"""
-
-from collections.abc import Sequence
 from pathlib import Path
 
 from veilset.attacks._network import NetworkAttack
@@ -13,7 +8,8 @@ from veilset.attacks.registry import ATTACKS
 from veilset.attacks.suite import run_suite
 from veilset.console import say
 from veilset.data.shards import ImageSet
-from veilset.settings import PARAMS_FILE, load_settings
+from veilset.errors import SettingsError
+from veilset.settings import PARAMS_FILE, Settings, load_settings
 from veilset.stages.attack import (
     COMMON,
     CommonAttackParams,
@@ -37,7 +33,7 @@ def run(root: Path, scheme_name: str, model_name: str) -> None:
     )  # fmt: skip
     releases = [ImageSet.open(drop.protected) for drop in drops]
     case = with_network(case, releases, project.model(scheme_name, model_name))
-    chosen = {name: block(settings.attack, name) for name in network_attacks(settings.attacks)}
+    chosen = {name: block(settings.attack, name) for name in network_attacks(settings)}
     with show_progress(f"{scheme_name} {model_name}") as report:
         suite = run_suite(
             case, chosen, dataset=settings.data.name, scheme_name=scheme_name, progress=report
@@ -46,12 +42,15 @@ def run(root: Path, scheme_name: str, model_name: str) -> None:
     say(table(suite.results))
 
 
-def network_attacks(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of these attacks that are made on a CNN, in their order; all there are, if none is.
+def network_attacks(settings: Settings) -> tuple[str, ...]:
+    """The attacks on a CNN that are asked for; all there are, where none is named.
 
     Raises:
-        SettingsError: There is no such attack.
+        SettingsError: There is no such attack, or it is made on images.
     """
-    where = f"{PARAMS_FILE}: attacks"
-    asked = tuple(name for name in names if issubclass(ATTACKS.find(name, where), NetworkAttack))
-    return asked or tuple(n for n, attack in ATTACKS.items() if issubclass(attack, NetworkAttack))
+    where = f"{PARAMS_FILE}: model_attacks"
+    for name in settings.model_attacks:
+        if not issubclass(ATTACKS.find(name, where), NetworkAttack):
+            raise SettingsError(f"{where}: {name} is no attack on a CNN: put it into `attacks`.")
+    every = tuple(n for n, attack in ATTACKS.items() if issubclass(attack, NetworkAttack))
+    return settings.model_attacks or every

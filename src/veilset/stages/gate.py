@@ -17,7 +17,14 @@ def run(root: Path) -> None:
     params = GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
     schemes = {name: scheme_of(settings, name) for name in settings.schemes}
     results = {name: project.attacks(name) / "results.json" for name in schemes}
-    judged = write_verdicts(results, schemes, params, project.reports / "verdicts.json")["schemes"]
+    networks = {
+        (scheme, model): project.attacks_model(scheme, model) / "results.json"
+        for scheme in settings.schemes
+        for model in settings.attacked_models
+    }
+    judged = write_verdicts(
+        results, schemes, params, project.reports / "verdicts.json", networks=networks
+    )["schemes"]
     demo = _demo_key(root)
     cards = {
         name: leakage_card(
