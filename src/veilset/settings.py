@@ -8,7 +8,7 @@ parses every block at once.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -46,7 +46,9 @@ class Settings(Params):
         scheme: Parameters by name. A block may say `kind: NAME` to be a second setting of a scheme.
         attacks: What runs; `attack` may hold a block for each, and `attack.common` for all.
         models: What is trained on each scheme's output; each has a block in `model`.
+        seeds: Of the trainings: every model is trained once with each.
         attacked_models: Those of the models that are attacked themselves, on each scheme.
+            With the first of the seeds.
         model_attacks: What runs on those; blocks are in `attack` as well.
     """
 
@@ -61,6 +63,7 @@ class Settings(Params):
     attack: dict[str, dict[str, Any]] = Field(default_factory=dict)
     models: tuple[str, ...] = Field(min_length=1)
     model: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
     attacked_models: tuple[str, ...] = ()
     model_attacks: tuple[str, ...] = ()
     train: dict[str, Any] = Field(default_factory=dict)
@@ -71,6 +74,13 @@ class Settings(Params):
     @classmethod
     def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_names(names)
+
+    @field_validator("seeds")
+    @classmethod
+    def _different_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed is listed twice")
+        return seeds
 
     @model_validator(mode="after")
     def _blocks_exist(self) -> "Settings":

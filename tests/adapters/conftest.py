@@ -66,11 +66,13 @@ stages:
         - noise
       model:
         - tiny
-    cmd: python toy_stage.py train ${item.scheme} ${item.model}
+      seed:
+        - 0
+    cmd: python toy_stage.py train ${item.scheme} ${item.model} ${item.seed}
     deps:
       - data/protected/${item.scheme}
     outs:
-      - data/models/${item.scheme}-${item.model}
+      - data/models/${item.scheme}-${item.model}-${item.seed}
   evaluate:
     cmd: python toy_stage.py evaluate
     deps:

@@ -145,16 +145,18 @@ def test_the_model_is_found_by_the_data_it_was_trained_and_tested_on(
     records = {record.name: record for record in read_lock(root)}
     one = client(root)
     experiment = one.get_experiment_by_name("toy").experiment_id
-    trained = next(d for d in records["train@noise-tiny"].deps if d.path == "data/protected/noise")
+    trained = next(
+        d for d in records["train@noise-tiny-0"].deps if d.path == "data/protected/noise"
+    )
     tested = next(d for d in records["evaluate"].deps if d.path == "data/ingested")
     for name, digest in (("toy/noise/train", trained.md5), ("toy/ingested/test", tested.md5)):
         asked = [{"dataset_name": name, "dataset_digest": digest}]
         (model,) = one.search_logged_models([experiment], datasets=asked)
-        assert model.name == "noise-tiny"
-        assert model.source_run_id == run_of(root, "train@noise-tiny").info.run_id
+        assert model.name == "noise-tiny-0"
+        assert model.source_run_id == run_of(root, "train@noise-tiny-0").info.run_id
         wrong = [{"dataset_name": name, "dataset_digest": "0" * 32 + ".dir"}]
         assert not one.search_logged_models([experiment], datasets=wrong)
-    run = run_of(root, "train@noise-tiny")
+    run = run_of(root, "train@noise-tiny-0")
     contexts = {one.dataset.name: one.tags[0].value for one in run.inputs.dataset_inputs}
     assert contexts == {"toy/noise/train": "training", "toy/noise/validation": "evaluation"}
     assert {one.dataset.digest for one in run.inputs.dataset_inputs} == {trained.md5}
@@ -162,7 +164,7 @@ def test_the_model_is_found_by_the_data_it_was_trained_and_tested_on(
 
 def test_the_training_curve_has_a_point_an_epoch(recorded: tuple[Path, SyncReport]) -> None:
     root, _ = recorded
-    run = run_of(root, "train@noise-tiny")
+    run = run_of(root, "train@noise-tiny-0")
     history = client(root).get_metric_history(run.info.run_id, "train_loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.9), (2, 0.6)]
     assert run.data.metrics["final/validation_accuracy"] == 0.75
@@ -177,12 +179,12 @@ def test_the_logged_model_is_the_versioned_one_and_predicts(
     from veilset.training.saved import load_model
 
     root, _ = recorded
-    model_id = run_of(root, "train@noise-tiny").data.tags["veilset.model_id"]
+    model_id = run_of(root, "train@noise-tiny-0").data.tags["veilset.model_id"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     found = loaded.predict(images)
-    network, card = load_model(root / "data/models/noise-tiny")
+    network, card = load_model(root / "data/models/noise-tiny-0")
     import torch
 
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -192,7 +194,7 @@ def test_the_logged_model_is_the_versioned_one_and_predicts(
     folder = next((root / "mlartifacts").rglob(f"*{model_id}*"))
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pth", ".pt")]
     stored = next(folder.rglob("model.safetensors"))
-    original_file = root / "data/models/noise-tiny/model.safetensors"
+    original_file = root / "data/models/noise-tiny-0/model.safetensors"
     assert stored.read_bytes() == original_file.read_bytes()
 
 
@@ -225,7 +227,7 @@ def test_the_source_finds_the_version_by_its_commit(
     root, _ = recorded
     (dataset,) = [
         one.dataset
-        for one in run_of(root, "train@noise-tiny").inputs.dataset_inputs
+        for one in run_of(root, "train@noise-tiny-0").inputs.dataset_inputs
         if one.dataset.name == "toy/noise/train"
     ]
     assert dataset.source_type == "dvc"
@@ -244,14 +246,14 @@ def test_the_source_finds_the_version_by_its_commit(
 
 def test_a_run_that_was_cut_off_is_made_again(store: Path) -> None:
     one = client(store)
-    for stage in ("train@noise-tiny", "gate"):
+    for stage in ("train@noise-tiny-0", "gate"):
         one.delete_tag(run_of(store, stage).info.run_id, COMPLETE)
-    old_model = run_of(store, "train@noise-tiny").data.tags["veilset.model_id"]
+    old_model = run_of(store, "train@noise-tiny-0").data.tags["veilset.model_id"]
     cut = "was cut off while it was recorded"
-    assert set(check(store)) == {Difference("train@noise-tiny", cut), Difference("gate", cut)}
+    assert set(check(store)) == {Difference("train@noise-tiny-0", cut), Difference("gate", cut)}
     report = sync(store)
     # Its model is another one now, so what was measured on it is linked anew.
-    assert set(report.rewritten) == {"train@noise-tiny", "gate", "evaluate"}
+    assert set(report.rewritten) == {"train@noise-tiny-0", "gate", "evaluate"}
     assert report.created == ()
     assert check(store) == ()
     experiment = one.get_experiment_by_name("toy").experiment_id
@@ -386,7 +388,10 @@ def test_nested_parameters_become_dotted_text() -> None:
     [
         ("ingest@first", {"drop": "first"}),
         ("protect@pixel_block_mixing-first", {"scheme": "pixel_block_mixing", "drop": "first"}),
-        ("train@visualmixer-small_cnn", {"scheme": "visualmixer", "model": "small_cnn"}),
+        (
+            "train@visualmixer-small_cnn-3",
+            {"scheme": "visualmixer", "model": "small_cnn", "seed": "3"},
+        ),
         ("attack@plain", {"scheme": "plain"}),
         ("gate", {}),
     ],

@@ -100,11 +100,11 @@ def attack(scheme: str) -> None:
     )
 
 
-def train(scheme: str, model: str) -> None:
+def train(scheme: str, model: str, seed: str) -> None:
     from veilset.models.registry import make_model
     from veilset.training.saved import ModelCard, pack_weights, save_model
 
-    folder = Path(f"data/models/{scheme}-{model}")
+    folder = Path(f"data/models/{scheme}-{model}-{seed}")
     folder.mkdir(parents=True)
     weights = pack_weights(make_model("small_cnn", SHAPE, 2, seed=0))
     import hashlib
@@ -141,6 +141,8 @@ def evaluate() -> None:
         "loss_low": 10.0,
         "loss_high": 15.0,
         "ece": 0.125,
+        "runs": 1,
+        "seeds": [{"seed": 0, "accuracy": 0.625}],
     }
     write("evaluation.json", {"schema": 1, "baseline": "plain", "rows": [row]})
 

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as scipy_t
 
 from veilset.metrics.statistics import (
     Interval,
     clopper_pearson,
     cluster_bootstrap,
+    crossed_mean,
     effective_trials,
     hierarchical_bootstrap,
     holm,
@@ -227,3 +229,85 @@ def test_nothing_to_pair_is_refused() -> None:
         paired_difference(np.zeros(0), np.zeros(0), np.zeros(0))
     with pytest.raises(ValueError, match="same targets"):
         paired_difference(np.zeros(2), np.zeros(3), np.zeros(2))
+
+
+def _crossed(rng: np.random.Generator, repeats: int, targets: int, spread: float) -> Any:
+    """Right answers of classifiers of several seeds, whose skill differs, to images of their own
+    difficulty; about 80 % are right."""
+    skill = rng.normal(0, spread, (repeats, 1))
+    return (
+        1.4 + skill + rng.normal(0, 1, targets) + rng.normal(0, 1, (repeats, targets)) > 0
+    ) * 1.0
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_crossed_intervals_hold_the_truth_as_often_as_they_say(spread: float) -> None:
+    rng = np.random.default_rng(5)
+    truth = _crossed(rng, 400, 4000, spread).mean()
+    found = [crossed_mean(_crossed(rng, 3, 300, spread), bounds=(0, 1)) for _ in range(500)]
+    covered = np.mean([one.interval.low <= truth <= one.interval.high for one in found])
+    assert 0.925 <= covered <= 0.99
+
+
+def test_intervals_over_images_alone_miss_the_luck_of_seeds() -> None:
+    rng = np.random.default_rng(6)
+    truth = _crossed(rng, 400, 4000, 0.3).mean()
+    alone = [crossed_mean(_crossed(rng, 1, 300, 0.3), bounds=(0, 1)) for _ in range(500)]
+    assert np.mean([one.interval.low <= truth <= one.interval.high for one in alone]) < 0.8
+
+
+def test_crossed_p_values_are_even_where_there_is_no_difference() -> None:
+    rng = np.random.default_rng(7)
+
+    def difference() -> Any:
+        hard = rng.normal(0, 1, 200)
+        one, two = (
+            1.4 + rng.normal(0, 0.2, (3, 1)) + hard + rng.normal(0, 1, (3, 200)) > 0
+            for _ in range(2)
+        )
+        return one * 1.0 - two
+
+    p_values = np.array([crossed_mean(difference(), bounds=(-1, 1)).p_value for _ in range(400)])
+    assert (p_values < 0.05).mean() < 0.08
+    assert 0.4 < np.median(p_values) < 0.65
+
+
+def test_one_repeat_is_the_adjusted_wald_interval() -> None:
+    values = np.array([[1.0] * 37 + [0.0] * 3])
+    found = crossed_mean(values, bounds=(0, 1)).interval
+    share = 39 / 44
+    reach = 1.959964 * np.sqrt(share * (1 - share) / 43)
+    assert found.value == pytest.approx(37 / 40)
+    assert (found.low, found.high) == pytest.approx((share - reach, share + reach), abs=1e-6)
+    perfect = crossed_mean(np.ones((3, 50)), bounds=(0, 1)).interval
+    assert perfect.high == perfect.value == 1
+    assert 0.85 < perfect.low < 0.99
+
+
+def test_crossed_variance_is_that_of_the_analysis_of_variance() -> None:
+    values = np.random.default_rng(8).normal(size=(4, 30))
+    found = crossed_mean(values, bounds=(-9, 9))
+    padded = np.hstack([values, np.tile([-9.0, 9.0], (4, 1))])
+    m, r, c = padded.mean(), padded.mean(axis=1), padded.mean(axis=0)
+    squares = {
+        "repeat": sum(32 * (x - m) ** 2 for x in r) / 3,
+        "target": sum(4 * (x - m) ** 2 for x in c) / 31,
+        "mixed": sum(
+            (padded[i, j] - r[i] - c[j] + m) ** 2 for i in range(4) for j in range(32)
+        ) / 93,
+    }  # fmt: skip
+    total = max(
+        squares["repeat"] + squares["target"] - squares["mixed"],
+        squares["repeat"], squares["target"],
+    )  # fmt: skip
+    freedom = total**2 / (
+        squares["repeat"] ** 2 / 3 + squares["target"] ** 2 / 31 + squares["mixed"] ** 2 / 93
+    )
+    reach = scipy_t.ppf(0.975, freedom) * np.sqrt(total / 128)
+    assert found.interval.high == pytest.approx(m + reach)
+
+
+def test_nothing_crossed_is_refused() -> None:
+    for values in (np.zeros((0, 5)), np.zeros((3, 0)), np.zeros(5)):
+        with pytest.raises(ValueError, match="repeats and targets"):
+            crossed_mean(values, bounds=(0, 1))

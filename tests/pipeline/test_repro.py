@@ -102,7 +102,7 @@ def test_a_changed_scheme_reruns_only_its_own_stages(project: SmallProject) -> N
     ran = project.repro()
     own = {
         "fit@visualmixer", "protect@visualmixer-digits", "attack@visualmixer",
-        "train@visualmixer-small_cnn",
+        "train@visualmixer-small_cnn-0",
     }  # fmt: skip
     assert own <= set(ran) <= own | READ_ALL
 

@@ -62,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ImageSet.open(project.ingested("one")), Plain(), Key(b"k" * 32),
         project.protected("plain", "one"), project.provenance("plain", "one"), dataset="digits",
     )  # fmt: skip
-    train.run(folder, "plain", "tiny")
+    train.run(folder, "plain", "tiny", "0")
     return folder
 
 
@@ -95,5 +95,5 @@ def test_only_attacks_on_a_cnn_are_chosen(root: Path) -> None:
 
 
 def test_a_cnn_that_was_never_trained_is_named(root: Path) -> None:
-    with pytest.raises(CorruptError, match="plain-other"):
+    with pytest.raises(CorruptError, match="plain-other-0"):
         attack_model.run(root, "plain", "other")

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veilset.training.differences import paired_difference, unpaired_difference
+from veilset.metrics.statistics import wilson
+from veilset.training.differences import difference_of, paired_difference
 
 counts = st.integers(0, 60)
 
@@ -27,7 +28,7 @@ def test_published_paired_limits(table: tuple[int, int, int, int], low: float, h
 
 def test_published_unpaired_limits() -> None:
     # Newcombe 1998 (independent proportions), table II, 56/70 - 48/80, method 10.
-    found = unpaired_difference((56, 70), (48, 80))
+    found = difference_of(wilson(56, 70), wilson(48, 80))
     assert found.value == pytest.approx(0.2)
     assert (found.low, found.high) == (
         pytest.approx(0.0524, abs=6e-5),
@@ -66,6 +67,6 @@ def test_paired_interval_covers_as_often_as_it_says(agreement: float) -> None:
 
 def test_pairing_narrows_where_both_fail_on_the_same_images() -> None:
     paired = paired_difference(80, 8, 2, 10)
-    apart = unpaired_difference((88, 100), (82, 100))
+    apart = difference_of(wilson(88, 100), wilson(82, 100))
     assert paired.value == pytest.approx(apart.value)
     assert paired.high - paired.low < 0.75 * (apart.high - apart.low)

@@ -14,9 +14,12 @@ from veilset.data.shards import write_set
 from veilset.errors import SourceError, TrainingError
 from veilset.metrics.statistics import wilson
 from veilset.training import evaluation
-from veilset.training.differences import paired_difference, unpaired_difference
+from veilset.training.comparison import compare_utility
+from veilset.training.differences import difference_of, paired_difference
 from veilset.training.evaluation import (
     Answers,
+    Scored,
+    accuracy_of,
     calibration_error,
     evaluate,
     evaluation_row,
@@ -94,7 +97,7 @@ def test_the_wrong_evaluation_cannot_be_written(trained: Trained, sets: Path) ->
     answers = _answers(classes=2)
     for declares, why in ((LABELS, "it reads the labels"), (declaration(), "does not protect")):
         with pytest.raises(TrainingError, match=f"never scored on protected.*{why}"):
-            evaluation_row(trained[1], declares, "protected", answers, None)
+            evaluation_row([Scored(trained[1], answers)], declares, "protected")
         with pytest.raises(TrainingError, match="never scored on protected"):
             read_test_set(declares, "protected", [sets / "labels"])
     # Nor by a wrong folder, nor by a declaration that is not the set's own.
@@ -187,18 +190,18 @@ def test_loss_is_paired_by_source_id_whatever_the_order() -> None:
         int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
     )
     assert expected.value > 0.1
-    assert lost(baseline, _shuffled(ours)) == expected
-    assert lost(_shuffled(baseline), ours) == expected
+    assert lost([baseline], [_shuffled(ours)]) == expected
+    assert lost([_shuffled(baseline)], [ours]) == expected
 
 
 def test_loss_on_other_images_is_unpaired() -> None:
     baseline, ours = _answers(skill=4.0), _answers(n=150, skill=1.0)
-    expected = unpaired_difference(
-        (int(baseline.correct.sum()), 200), (int(ours.correct.sum()), 150)
+    expected = difference_of(
+        wilson(int(baseline.correct.sum()), 200), wilson(int(ours.correct.sum()), 150)
     )
-    assert lost(baseline, ours) == expected
+    assert lost([baseline], [ours]) == expected
     nameless = Answers(_answers(skill=1.0).logits, _answers(skill=1.0).labels)
-    apart, paired = lost(baseline, nameless), lost(baseline, _answers(skill=1.0))
+    apart, paired = lost([baseline], [nameless]), lost([baseline], [_answers(skill=1.0)])
     assert apart.value == pytest.approx(paired.value)
     assert apart.low < paired.low
 
@@ -207,14 +210,16 @@ def test_mixed_up_ids_are_noticed() -> None:
     baseline = _answers()
     mixed = Answers(baseline.logits, baseline.labels, baseline.ids[::-1])
     with pytest.raises(TrainingError, match="ids were mixed up"):
-        lost(baseline, mixed)
+        lost([baseline], [mixed])
 
 
 def test_rows_are_those_of_the_record(trained: Trained, tmp_path: Path) -> None:
     _, card = trained
     baseline, ours = _answers(classes=2, skill=3.0), _answers(classes=2, skill=1.0)
     rows = [
-        evaluation_row(card, PROTECTS, on, ours, baseline, model_name="mine")
+        evaluation_row(
+            [Scored(card, ours)], PROTECTS, on, [Scored(card, baseline)], model_name="mine"
+        )
         for on in ("protected", "plain")
     ]
     write_evaluation(tmp_path / "evaluation.json", rows)
@@ -224,7 +229,7 @@ def test_rows_are_those_of_the_record(trained: Trained, tmp_path: Path) -> None:
         ("plain", False), ("protected", True)
     ]  # fmt: skip
     row = read["rows"][0]
-    loss = lost(baseline, ours)
+    loss = lost([baseline], [ours])
     assert row["loss_points"] == pytest.approx(100 * loss.value)
     assert (row["loss_low"], row["loss_high"]) == (100 * loss.low, 100 * loss.high)
     assert row["loss_points"] == pytest.approx(100 * (row["baseline_accuracy"] - row["accuracy"]))
@@ -234,8 +239,85 @@ def test_rows_are_those_of_the_record(trained: Trained, tmp_path: Path) -> None:
     assert sum(map(sum, row["confusion"])) == row["n"] == 200
     assert (row["scheme"], row["model"]) == ("plain", "mine")
     assert row["train_seconds"] == card.seconds
-    alone = evaluation_row(card, PROTECTS, "plain", ours, None)
+    assert row["train_time_ratio"] == 1
+    alone = evaluation_row([Scored(card, ours)], PROTECTS, "plain")
     assert alone["loss_points"] is None and alone["baseline_accuracy"] is None
+    assert alone["train_time_ratio"] is None
+
+
+# Several seeds
+
+
+def _runs(
+    skill: float, spread: float = 0.2, runs: int = 3, seed: int = 0, classes: int = 4
+) -> list[Answers]:
+    """Answers of so many seeds, whose skill differs, to the same 200 images."""
+    rng = np.random.default_rng(seed)
+    labels, ids = _answers(classes=classes).labels, _answers().ids
+    made = []
+    for own in skill + spread * rng.normal(size=runs):
+        logits = rng.normal(size=(len(labels), classes))
+        logits[np.arange(len(labels)), labels] += own
+        made.append(Answers(logits.astype(np.float32), labels, ids))
+    return made
+
+
+def test_rows_are_over_all_seeds(trained: Trained) -> None:
+    _, card = trained
+    cards = [card.model_copy(update={"seed": seed, "seconds": 2.0 + seed}) for seed in range(3)]
+    baseline = [Scored(c, a) for c, a in zip(cards, _runs(4.0, classes=2), strict=True)]
+    ours = [Scored(c, a) for c, a in zip(cards, _runs(1.0, classes=2), strict=True)]
+    row = evaluation_row(ours, PROTECTS, "protected", baseline)
+    rates = [float(run.answers.correct.mean()) for run in ours]
+    assert row["accuracy"] == pytest.approx(np.mean(rates))
+    assert [one["accuracy"] for one in row["seeds"]] == pytest.approx(rates)
+    assert [one["seed"] for one in row["seeds"]] == [0, 1, 2]
+    assert (row["runs"], row["n"]) == (3, 200)
+    assert row["correct"] == round(sum(rates) * 200) == np.trace(np.array(row["confusion"]))
+    assert row["loss_points"] == pytest.approx(100 * (row["baseline_accuracy"] - row["accuracy"]))
+    assert row["loss_low"] < row["loss_points"] < row["loss_high"]
+    assert row["train_seconds"] == 3
+    assert all(one["low"] <= one["accuracy"] <= one["high"] for one in row["per_class"])
+    assert sum(one["n"] for one in row["per_class"]) == 200
+    elsewhere = evaluation_row(baseline, PROTECTS, "protected", baseline, protected_by="mix")
+    assert (elsewhere["declared"], elsewhere["protected_by"]) == (False, "mix")
+
+
+def test_seeds_that_differ_widen_the_interval_whatever_the_order_of_images() -> None:
+    runs = _runs(1.5, spread=0.0)
+    steady, shaken = accuracy_of(runs), accuracy_of(_runs(1.5, spread=1.0))
+    assert shaken.high - shaken.low > 1.5 * (steady.high - steady.low)
+    assert accuracy_of([runs[0], _shuffled(runs[1]), runs[2]]) == steady
+    alone = accuracy_of(runs[:1])
+    assert alone == wilson(int(runs[0].correct.sum()), 200)
+
+
+def test_seeds_on_other_images_are_refused() -> None:
+    one, two = _runs(1.0)[:2]
+    assert two.ids is not None
+    other = Answers(two.logits, two.labels, two.ids ^ np.uint8(1))
+    with pytest.raises(TrainingError, match="different images"):
+        accuracy_of([one, other])
+    with pytest.raises(TrainingError, match="different numbers"):
+        accuracy_of([Answers(one.logits, one.labels), Answers(two.logits[:9], two.labels[:9])])
+
+
+def test_schemes_are_compared_pair_by_pair_under_each_model() -> None:
+    answers = {
+        ("good", "m"): _runs(4.0), ("same", "m"): _runs(4.0, seed=7), ("bad", "m"): _runs(0.5),
+        ("good", "k"): _runs(4.0), ("bad", "k"): _runs(4.0, runs=2),
+    }  # fmt: skip
+    found = compare_utility(answers)
+    assert {(one.model, one.scheme, one.other) for one in found} == {
+        ("m", "bad", "good"), ("m", "bad", "same"), ("m", "good", "same"),
+    }, "under k they have not as many seeds"  # fmt: skip
+    by_pair = {(one.scheme, one.other): one for one in found}
+    worse = by_pair["bad", "good"]
+    assert worse.difference.high < 0 and worse.adjusted < 0.01
+    assert by_pair["good", "same"].adjusted > 0.05
+    assert all(one.adjusted >= one.p_value for one in found)
+    single = {name: runs[:1] for name, runs in answers.items() if name[1] == "m"}
+    assert {one.runs for one in compare_utility(single)} == {1}
 
 
 # Input that makes no sense

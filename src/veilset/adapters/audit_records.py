@@ -238,15 +238,15 @@ def _lock_tags(place: Workspace, stage: StageRecord) -> dict[str, str]:
 
 def item_names(stage: StageRecord) -> dict[str, str]:
     """Scheme, drop and model of a stage, as far as its name tells them."""
-    first, _, second = stage.item.partition("-")
+    parts = stage.item.split("-")
     if stage.kind in ("ingest", "check", "fit_drops"):
         return {"drop": stage.item}
     if stage.kind in ("attack", "fit"):
         return {"scheme": stage.item}
-    pairs = {"protect": ("scheme", "drop"), "train": ("scheme", "model"),
+    every = {"protect": ("scheme", "drop"), "train": ("scheme", "model", "seed"),
              "attack_model": ("scheme", "model")}  # fmt: skip
-    names = pairs.get(stage.kind)
-    return dict(zip(names, (first, second), strict=True)) if names and stage.item else {}
+    names = every.get(stage.kind)
+    return dict(zip(names, parts, strict=True)) if names and stage.item else {}
 
 
 def _fingerprint(place: Workspace, stage: StageRecord, kind: str) -> str | None:
@@ -496,21 +496,45 @@ def _read_evaluate(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
         use = _tested_on(place, stage, row)
         if use is not None and use not in draft.uses:
             draft.uses.append(use)
-        prefix = clean_key(f"{row['scheme']}/{row['model']}/on_{row['test_on']}")
-        trained_by = f"train@{row['scheme']}-{row['model']}"
-        for key in ("accuracy", "low", "high", "n", "correct", "baseline_accuracy", "loss_points",
-                    "loss_low", "loss_high", "ece"):  # fmt: skip
-            value = row.get(key)
-            if is_number(value):
-                point = Point(f"{prefix}/{key}", float(value), 0, trained_by, use)
-                draft.points.append(point)
+        by = f"_by_{row['protected_by']}" if row.get("protected_by") else ""
+        prefix = clean_key(f"{row['scheme']}/{row['model']}/on_{row['test_on']}{by}")
+        trained_by = {
+            one["seed"]: f"train@{row['scheme']}-{row['model']}-{one['seed']}"
+            for one in row["seeds"]
+        }
+        # A mean over seeds is no figure of one model.
+        alone = next(iter(trained_by.values())) if len(trained_by) == 1 else None
+        draft.points += _points(prefix, row, _ROW_KEYS, alone, use)
+        if alone is None:
+            for one in row["seeds"]:
+                place_of = f"{prefix}/seed_{one['seed']}"
+                draft.points += _points(place_of, one, _SEED_KEYS, trained_by[one["seed"]], use)
     _attach(place, stage, "evaluation.json", draft)
+
+
+_ROW_KEYS: Final = (
+    "accuracy", "low", "high", "n", "runs", "correct", "baseline_accuracy", "loss_points",
+    "loss_low", "loss_high", "ece", "train_time_ratio",
+)  # fmt: skip
+_SEED_KEYS: Final = ("accuracy", "low", "high", "ece")
+
+
+def _points(
+    prefix: str, row: Mapping[str, Any], keys: Sequence[str], trained_by: str | None,
+    use: Use | None,
+) -> list[Point]:  # fmt: skip
+    """The numbers of a row under these keys."""
+    return [
+        Point(f"{prefix}/{key}", float(row[key]), 0, trained_by, use)
+        for key in keys
+        if is_number(row.get(key))
+    ]
 
 
 def _tested_on(place: Workspace, stage: StageRecord, row: Mapping[str, Any]) -> Use | None:
     protected = row["test_on"] == "protected"
-    folder = f"data/protected/{row['scheme']}" if protected else "data/ingested"
-    scheme = str(row["scheme"]) if protected else "ingested"
+    scheme = str(row.get("protected_by") or row["scheme"]) if protected else "ingested"
+    folder = f"data/protected/{scheme}" if protected else "data/ingested"
     found = _of(place, _covering(stage.deps, folder), scheme, {"test": "evaluation"})
     return found[0] if found else None
 

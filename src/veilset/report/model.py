@@ -290,13 +290,30 @@ class ClassAccuracy(Record):
     high: float | None = None
 
 
+class SeedAccuracy(Record):
+    """Accuracy of the classifier of one seed."""
+
+    seed: int
+    accuracy: float
+    low: float | None = None
+    high: float | None = None
+
+
 class EvaluationRow(Record):
-    """One classifier on one test set: fractions in 0..1, losses in percentage points."""
+    """One classifier on one test set: fractions in 0..1, losses in percentage points.
+
+    Attributes:
+        protected_by: The scheme behind protected test images, where it is not that of the training.
+        runs: Seeds; `correct` is of `n` images under each.
+        train_time_ratio: How many times as long as on plain images its training took.
+    """
 
     scheme: str
     model: str
     test_on: str
+    protected_by: str | None = None
     declared: bool = False
+    runs: int = 1
     accuracy: float | None = None
     low: float | None = None
     high: float | None = None
@@ -310,7 +327,22 @@ class EvaluationRow(Record):
     per_class: tuple[ClassAccuracy, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     train_seconds: float | None = None
+    train_time_ratio: float | None = None
     images_per_second: float | None = None
+    seeds: tuple[SeedAccuracy, ...] = ()
+
+
+class UtilityContrast(Record):
+    """Two schemes under one model: `veilset.training.comparison.UtilityContrast` tells more."""
+
+    model: str
+    scheme: str
+    other: str
+    runs: int
+    n: int
+    difference: Difference
+    p_value: float
+    adjusted: float
 
 
 class EvaluationFile(Record):
@@ -318,6 +350,7 @@ class EvaluationFile(Record):
 
     baseline: str = "plain"
     rows: tuple[EvaluationRow, ...] = ()
+    contrasts: tuple[UtilityContrast, ...] = ()
 
 
 class Check(Record):

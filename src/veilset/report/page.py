@@ -119,6 +119,10 @@ def render(inputs: ReportInputs) -> str:
             for name in view.template_names(inputs)
         ],
         significant=view.SIGNIFICANT,
+        utility_standings=view.utility_standings(inputs),
+        runs=max((row.runs for row in inputs.evaluation.rows), default=1)
+        if inputs.evaluation
+        else 1,
         scheme_title=partial(view.scheme_title, inputs),
         matrix=view.matrix(inputs, rows),
         networks=view.networks(inputs),
@@ -169,7 +173,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("figure", "interval", "points", "number", "seconds", "plain", "label", "listed")
+    names = ("figure", "interval", "points", "number", "seconds", "plain", "label", "listed",
+             "ratio")  # fmt: skip
     environment.filters.update({name: getattr(words, name) for name in names})
     environment.globals.update(VERDICTS=words.VERDICTS, STATUS=words.STATUS, NONE=words.NONE)
     environment.globals.update(count=words.count, template_title=words.template_title)

@@ -228,7 +228,7 @@ def matrix(inputs: ReportInputs, rows: Iterable[SchemeRow]) -> tuple[MatrixRow, 
 
 @dataclass(frozen=True)
 class Standing:
-    """What comparisons for one receiver show of a scheme; titles of the other schemes."""
+    """What comparisons show of a scheme; titles of the schemes that it is less, or more, than."""
 
     title: str
     less: tuple[str, ...]
@@ -248,12 +248,45 @@ def contrasts(inputs: ReportInputs, template: str) -> tuple[Contrast, ...]:
 
 def standings(inputs: ReportInputs, template: str) -> tuple[Standing, ...]:
     """For each compared scheme those that it leaks less than, as much as far as known, and more."""
+    return _standings(
+        inputs,
+        (
+            (item.scheme, item.other, item.difference.value, item.adjusted)
+            for item in contrasts(inputs, template)
+        ),
+    )
+
+
+def utility_standings(inputs: ReportInputs) -> tuple[Standing, ...]:
+    """For each scheme those that it is less accurate than, as accurate as far as known, and more.
+
+    Under the model by which schemes are compared, each in its declared use.
+    """
+    found = inputs.evaluation.contrasts if inputs.evaluation else ()
+    model = compared_model(inputs)
+    return _standings(
+        inputs,
+        (
+            (item.scheme, item.other, item.difference.value, item.adjusted)
+            for item in found
+            if item.model == model
+        ),
+    )
+
+
+def _standings(
+    inputs: ReportInputs, pairs: Iterable[tuple[str, str, float, float]]
+) -> tuple[Standing, ...]:
+    """Of (scheme, other, difference, corrected p-value), for each scheme how it stands to others.
+
+    Those that are less than most others come first.
+    """
     relations: dict[str, dict[str, list[str]]] = {}
-    for item in contrasts(inputs, template):
-        sign = item.rate - item.other_rate if item.adjusted < SIGNIFICANT else 0.0
+    for scheme, other, difference, adjusted in pairs:
+        sign = difference if adjusted < SIGNIFICANT else 0.0
         word = "level" if sign == 0 else "less" if sign < 0 else "more"
         back = {"less": "more", "more": "less", "level": "level"}[word]
-        for one, two, how in ((item.scheme, item.other, word), (item.other, item.scheme, back)):
+        for one, two, how in ((scheme, other, word), (other, scheme, back)):
             relation = relations.setdefault(one, {"less": [], "level": [], "more": []})
             relation[how].append(scheme_title(inputs, two))
     found = [

@@ -60,6 +60,11 @@ def points(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def ratio(value: float | None) -> str:
+    """How many times as much: two significant digits."""
+    return NONE if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def number(value: float | None) -> str:
     """A count with thin spaces between thousands, or a number with at most three decimals."""
     if value is None:

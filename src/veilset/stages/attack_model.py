@@ -32,7 +32,7 @@ def run(root: Path, scheme_name: str, model_name: str) -> None:
         seed=common.seed, effort=common.effort, device=common.device,
     )  # fmt: skip
     releases = [ImageSet.open(drop.protected) for drop in drops]
-    case = with_network(case, releases, project.model(scheme_name, model_name))
+    case = with_network(case, releases, project.model(scheme_name, model_name, settings.seeds[0]))
     chosen = {name: block(settings.attack, name) for name in network_attacks(settings)}
     with show_progress(f"{scheme_name} {model_name}") as report:
         suite = run_suite(

@@ -1,6 +1,7 @@
 """Stage `evaluate`: every CNN on plain and, where declared, on protected test images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ from veilset.models.registry import architecture
 from veilset.params import Params
 from veilset.settings import PARAMS_FILE, Settings, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
+from veilset.training.comparison import compare_utility
 from veilset.training.evaluation import (
     BASELINE,
     Answers,
+    Scored,
     TestOn,
+    declared_test_set,
     evaluation_row,
     predict,
     read_test_set,
     test_sets,
     write_evaluation,
 )
-from veilset.training.saved import ModelCard, load_model
+from veilset.training.saved import load_model
 from veilset.types import Ids
 
 
@@ -43,44 +47,82 @@ def run(root: Path) -> None:
     """Writes `reports/evaluation.json`."""
     project, settings = Project(root), load_settings(root)
     params = EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
-    drops = load_drops(root).names
     # The baseline first: every other row is compared with its answers.
     schemes = sorted(settings.schemes, key=lambda name: name != BASELINE)
-    baselines: dict[str, Answers] = {}
+    pairs = [(scheme, model) for scheme in schemes for model in settings.models]
+    baselines: dict[str, list[Scored]] = {}
+    declared: dict[tuple[str, str], list[Answers]] = {}
     rows = []
-    with progress("evaluate", len(schemes) * len(settings.models), "model") as advance:
-        for scheme in schemes:
-            for model in settings.models:
-                scored = dict(_answers(project, settings, params, (scheme, model), drops))
-                if scheme == BASELINE:
-                    baselines[model] = scored["plain"][1]
-                rows += _rows(settings, params, (scheme, model), scored, baselines.get(model))
-                advance(1)
-    write_evaluation(project.reports / "evaluation.json", rows)
+    with progress("evaluate", len(pairs), "model") as advance:
+        for scheme, model in pairs:
+            declares = scheme_of(settings, scheme).declares
+            for test_on in test_sets(declares):
+                runs = _runs(project, settings, params, (scheme, model), _Test(test_on, scheme))
+                if (scheme, test_on) == (BASELINE, "plain"):
+                    baselines[model] = runs
+                if test_on == declared_test_set(declares):
+                    declared[scheme, model] = [run.answers for run in runs]
+                rows.append(
+                    evaluation_row(
+                        runs, declares, test_on, baselines.get(model, ()), model_name=model,
+                        confidence=params.confidence,
+                    )
+                )  # fmt: skip
+                if test_on == "protected" and scheme != BASELINE and model in baselines:
+                    rows.append(_plain_on(project, settings, params, (scheme, model), baselines))
+            advance(1)
+    contrasts = [one.to_json() for one in compare_utility(declared, params.confidence)]
+    write_evaluation(project.reports / "evaluation.json", rows, contrasts)
 
 
-def _answers(
+@dataclass(frozen=True)
+class _Test:
+    """A kind of test images; where they are protected, by which scheme."""
+
+    on: TestOn
+    scheme: str
+
+
+def _plain_on(
     project: Project,
     settings: Settings,
     params: EvaluationParams,
     names: tuple[str, str],
-    drops: tuple[str, ...],
-) -> Iterator[tuple[TestOn, tuple[ModelCard, Answers]]]:
-    """What a model says of each kind of test images that it may be scored on."""
-    scheme, model_name = names
-    declares = scheme_of(settings, scheme).declares
-    model, card = load_model(project.model(scheme, model_name))
-    masks = architecture(card.architecture).reads_mask
-    for test_on in test_sets(declares):
-        folders = [
-            project.ingested(drop) if test_on == "plain" else project.protected(scheme, drop)
-            for drop in drops
-        ]
-        ids, tested = read_test_set(declares, test_on, existing(folders), masks=masks)
-        if test_on == "protected":
-            ids = _source_ids(project, scheme, drops, ids)
-        logits = predict(model, card, tested.images, tested.mask, device=params.device)
-        yield test_on, (card, Answers(logits, tested.labels, ids))
+    baselines: Mapping[str, Sequence[Scored]],
+) -> dict[str, Any]:
+    """What a CNN trained on plain images makes of protected ones, which papers leave out."""
+    scheme, model = names
+    runs = _runs(project, settings, params, (BASELINE, model), _Test("protected", scheme))
+    return evaluation_row(
+        runs, scheme_of(settings, scheme).declares, "protected", baselines[model],
+        model_name=model, protected_by=scheme, confidence=params.confidence,
+    )  # fmt: skip
+
+
+def _runs(
+    project: Project,
+    settings: Settings,
+    params: EvaluationParams,
+    names: tuple[str, str],
+    test: _Test,
+) -> list[Scored]:
+    """What the CNN of each seed says of test images that it may be scored on."""
+    drops = load_drops(project.root).names
+    loaded = [load_model(project.model(*names, seed)) for seed in settings.seeds]
+    masks = architecture(loaded[0][1].architecture).reads_mask
+    folders = [
+        project.ingested(drop) if test.on == "plain" else project.protected(test.scheme, drop)
+        for drop in drops
+    ]
+    declares = scheme_of(settings, test.scheme).declares
+    ids, tested = read_test_set(declares, test.on, existing(folders), masks=masks)
+    if test.on == "protected":
+        ids = _source_ids(project, test.scheme, drops, ids)
+    return [
+        Scored(card, Answers(logits, tested.labels, ids))
+        for model, card in loaded
+        for logits in [predict(model, card, tested.images, tested.mask, device=params.device)]
+    ]
 
 
 def _source_ids(project: Project, scheme: str, drops: tuple[str, ...], published: Ids) -> Ids:
@@ -96,20 +138,3 @@ def _source_ids(project: Project, scheme: str, drops: tuple[str, ...], published
             }
     joined = b"".join(source[row.tobytes()] for row in published)
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 16)
-
-
-def _rows(
-    settings: Settings,
-    params: EvaluationParams,
-    names: tuple[str, str],
-    scored: Mapping[TestOn, tuple[ModelCard, Answers]],
-    baseline: Answers | None,
-) -> list[dict[str, Any]]:
-    scheme, model_name = names
-    return [
-        evaluation_row(
-            card, scheme_of(settings, scheme).declares, test_on, answers, baseline,
-            model_name=model_name, confidence=params.confidence,
-        )
-        for test_on, (card, answers) in scored.items()
-    ]  # fmt: skip

@@ -54,9 +54,9 @@ class Project:
         """What attacks on a CNN found. Private: examples show originals."""
         return self.root / "data/attacks_model" / scheme / model
 
-    def model(self, scheme: str, model: str) -> Path:
-        """A CNN trained on a scheme's output."""
-        return self.root / "data/models" / f"{scheme}-{model}"
+    def model(self, scheme: str, model: str, seed: int) -> Path:
+        """A CNN trained on a scheme's output with a seed."""
+        return self.root / "data/models" / f"{scheme}-{model}-{seed}"
 
     @property
     def reports(self) -> Path:

@@ -5,23 +5,21 @@ from math import sqrt
 from veilset.metrics.statistics import CONFIDENCE, Interval, wilson
 
 
-def unpaired_difference(
-    first: tuple[int, int], second: tuple[int, int], confidence: float = CONFIDENCE
-) -> Interval:
+def difference_of(first: Interval, second: Interval) -> Interval:
     """The difference of two rates from independent trials.
 
     Args:
-        first: Successes and trials, at least one trial.
-        second: The same of the rate that is subtracted.
-        confidence: Two-sided, 0..1.
+        first: A rate and its limits.
+        second: The rate that is subtracted.
 
     Returns:
         The difference, -1..1, and its limits.
 
-    Source: Newcombe, Statistics in Medicine 17:873-890, 1998, method 10: the Wilson limits of both
-    rates, squared and added.
+    Source: Newcombe, Statistics in Medicine 17:873-890, 1998, method 10, for Wilson limits: their
+    distances from the rates, squared and added; for any others Zou and Donner, Statistics in
+    Medicine 27, 2008.
     """
-    return _square_and_add(wilson(*first, confidence), wilson(*second, confidence), 0.0)
+    return _square_and_add(first, second, 0.0)
 
 
 def paired_difference(

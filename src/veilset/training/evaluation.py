@@ -18,11 +18,11 @@ from torch import nn
 from veilset.data.manifest import Manifest
 from veilset.errors import SourceError, TrainingError
 from veilset.files import write_json
-from veilset.metrics.statistics import CONFIDENCE, Interval, wilson
+from veilset.metrics.statistics import CONFIDENCE, Interval, crossed_mean, wilson
 from veilset.models.device import DeviceName, choose_engine
 from veilset.models.registry import architecture
 from veilset.schemes.base import Declaration
-from veilset.training.differences import paired_difference, unpaired_difference
+from veilset.training.differences import difference_of, paired_difference
 from veilset.training.loader import Mask, Samples, read_samples, require_mask, with_mask
 from veilset.training.saved import ModelCard
 from veilset.types import BoolArray, FloatArray, Ids, Images, IntArray, Labels
@@ -53,6 +53,14 @@ class Answers:
         """Which answers are right, bool (N,)."""
         right: BoolArray = self.logits.argmax(axis=1) == self.labels
         return right
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A classifier of one seed, and its answers."""
+
+    card: ModelCard
+    answers: Answers
 
 
 @dataclass(frozen=True)
@@ -254,39 +262,79 @@ def calibration_error(probabilities: FloatArray, labels: Labels, bins: int = BIN
     return float(np.abs(gap).sum() / len(labels))
 
 
-def lost(baseline: Answers, answers: Answers, confidence: float = CONFIDENCE) -> Interval:
+def accuracy_of(runs: Sequence[Answers], confidence: float = CONFIDENCE) -> Interval:
+    """The accuracy over one or more seeds, of which each answered the same images.
+
+    Its interval covers the draw of test images, and that of the seed where there are several.
+    """
+    right = rights(runs)
+    if len(runs) == 1:
+        return wilson(int(right.sum()), right.size, confidence)
+    return crossed_mean(right.astype(np.float64), bounds=(0, 1), confidence=confidence).interval
+
+
+def lost(
+    baseline: Sequence[Answers], runs: Sequence[Answers], confidence: float = CONFIDENCE
+) -> Interval:
     """The accuracy that a scheme costs: the baseline's less its own, as fractions.
 
-    Where both answered the same images (equal ids), the interval is the paired one: images that
-    are hard for both then do not widen it.
+    Where both answered the same images (equal ids) under as many seeds, the interval is the paired
+    one: images that are hard for both, and seeds that are, then do not widen it.
 
     Raises:
         TrainingError: The same image has another label in the two.
     """
-    if _same_images(baseline.ids, answers.ids):
-        return _paired_loss(baseline, answers, confidence)
-    ours, theirs = answers.correct, baseline.correct
-    return unpaired_difference(
-        (int(theirs.sum()), len(theirs)), (int(ours.sum()), len(ours)), confidence
-    )
+    if not comparable(baseline, runs):
+        return difference_of(accuracy_of(baseline, confidence), accuracy_of(runs, confidence))
+    theirs, ours = rights(baseline), rights(runs)
+    if len(runs) > 1:
+        apart = theirs.astype(np.float64) - ours
+        return crossed_mean(apart, bounds=(-1, 1), confidence=confidence).interval
+    return paired_difference(
+        int((theirs & ours).sum()), int((theirs & ~ours).sum()),
+        int((~theirs & ours).sum()), int((~theirs & ~ours).sum()), confidence,
+    )  # fmt: skip
 
 
-def _paired_loss(baseline: Answers, answers: Answers, confidence: float) -> Interval:
-    theirs, ours = _by_id(baseline), _by_id(answers)
-    if not np.array_equal(baseline.labels[theirs], answers.labels[ours]):
+def rights(runs: Sequence[Answers]) -> BoolArray:
+    """Which answers are right, bool (seeds, N), the images in the order of their ids if known.
+
+    Raises:
+        TrainingError: Two seeds answered other images.
+    """
+    first = runs[0]
+    if any(not _same_images(first.ids, other.ids) for other in runs[1:] if first.ids is not None):
+        raise TrainingError(
+            "classifiers of one scheme and model were tested on different images: evaluate again."
+        )
+    if len({len(one.labels) for one in runs}) > 1:
+        raise TrainingError(
+            "classifiers of one scheme and model were tested on different numbers of images: "
+            "evaluate again."
+        )
+    return np.stack([one.correct[_by_id(one)] for one in runs])
+
+
+def comparable(one: Sequence[Answers], other: Sequence[Answers]) -> bool:
+    """Whether two classifiers answered the same images under as many seeds.
+
+    Raises:
+        TrainingError: The same image has another label in the two.
+    """
+    if len(one) != len(other) or not _same_images(one[0].ids, other[0].ids):
+        return False
+    first, second = one[0], other[0]
+    if not np.array_equal(first.labels[_by_id(first)], second.labels[_by_id(second)]):
         raise TrainingError(
             "a test image has one label plain and another protected: the ids were mixed up, so "
             "nothing can be compared; protect the set again."
         )
-    first, second = baseline.correct[theirs], answers.correct[ours]
-    return paired_difference(
-        int((first & second).sum()), int((first & ~second).sum()),
-        int((~first & second).sum()), int((~first & ~second).sum()), confidence,
-    )  # fmt: skip
+    return True
 
 
 def _by_id(answers: Answers) -> npt.NDArray[np.intp]:
-    assert answers.ids is not None  # noqa: S101  _same_images has looked
+    if answers.ids is None:
+        return np.arange(len(answers.labels))
     return np.lexsort(answers.ids.T[::-1])
 
 
@@ -314,61 +362,91 @@ def _require_answers(answers: Answers) -> int:
 
 
 def evaluation_row(
-    card: ModelCard,
+    runs: Sequence[Scored],
     declares: Declaration,
     test_on: TestOn,
-    answers: Answers,
-    baseline: Answers | None,
+    baseline: Sequence[Scored] = (),
     *,
     model_name: str | None = None,
+    protected_by: str | None = None,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Any]:
-    """One row of `evaluation.json`.
+    """One row of `evaluation.json`: a scheme's classifier, over its seeds, on one kind of images.
 
     Args:
-        card: The classifier's.
-        declares: The declaration of the scheme that it was trained on.
+        runs: The classifier of each seed, with its answers to the same images.
+        declares: The declaration of the scheme that protected the test images, or, on plain ones,
+            of that which it was trained on.
         test_on: What the answers are answers to.
-        answers: The classifier's.
-        baseline: Those of the classifier of the same architecture trained on plain images, to
-            plain test images; None where there is none.
+        baseline: The same of the architecture trained on plain images, on plain test images; empty
+            where there is none.
         model_name: The model's name in the settings, where it is not the architecture's.
+        protected_by: The scheme behind protected test images, where it is not that of the training.
         confidence: Of the intervals.
 
     Returns:
         Plain JSON: fractions in 0..1, losses in percentage points (positive: the scheme costs
-        accuracy).
+        accuracy); figures without an interval are means over seeds, and the confusion matrix is
+        their sum.
 
     Raises:
         TrainingError: The scheme may not be scored on such images, or the answers are malformed.
     """
     require_fair(declares, test_on)
-    scores = evaluate(answers, confidence)
-    loss = None if baseline is None else lost(baseline, answers, confidence)
+    card, answers = runs[0].card, [run.answers for run in runs]
+    scores = [evaluate(one, confidence) for one in answers]
+    accuracy, theirs = accuracy_of(answers, confidence), [run.answers for run in baseline]
+    loss = lost(theirs, answers, confidence) if theirs else None
+    seconds = float(np.mean([run.card.seconds for run in runs]))
+    plain = float(np.mean([run.card.seconds for run in baseline])) if baseline else None
     return {
         "scheme": card.scheme,
         "model": model_name or card.architecture,
         "test_on": test_on,
-        "declared": test_on == declared_test_set(declares),
-        "accuracy": scores.accuracy.value,
-        "low": scores.accuracy.low,
-        "high": scores.accuracy.high,
-        "n": scores.n,
-        "correct": scores.correct,
-        "baseline_accuracy": None if baseline is None else float(baseline.correct.mean()),
+        "protected_by": protected_by,
+        "declared": protected_by is None and test_on == declared_test_set(declares),
+        "runs": len(runs),
+        "accuracy": accuracy.value,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "n": scores[0].n,
+        "correct": sum(one.correct for one in scores),
+        "baseline_accuracy": accuracy_of(theirs, confidence).value if theirs else None,
         "loss_points": None if loss is None else 100 * loss.value,
         "loss_low": None if loss is None else 100 * loss.low,
         "loss_high": None if loss is None else 100 * loss.high,
-        "paired": baseline is not None and _same_images(baseline.ids, answers.ids),
-        "ece": scores.ece,
-        "per_class": [
-            _class_row(name, n, interval)
-            for name, (n, interval) in zip(card.classes, scores.per_class, strict=True)
+        "paired": bool(theirs) and comparable(theirs, answers),
+        "ece": float(np.mean([one.ece for one in scores])),
+        "per_class": _class_rows(card.classes, answers, scores, confidence),
+        "confusion": np.sum([one.confusion for one in scores], axis=0).tolist(),
+        "train_seconds": seconds,
+        "train_time_ratio": None if plain is None else seconds / plain,
+        "images_per_second": float(np.mean([run.card.images_per_second for run in runs])),
+        "seeds": [
+            {
+                "seed": run.card.seed, "accuracy": one.accuracy.value, "low": one.accuracy.low,
+                "high": one.accuracy.high, "ece": one.ece, "train_seconds": run.card.seconds,
+            }
+            for run, one in zip(runs, scores, strict=True)
         ],
-        "confusion": scores.confusion.tolist(),
-        "train_seconds": card.seconds,
-        "images_per_second": card.images_per_second,
-    }
+    }  # fmt: skip
+
+
+def _class_rows(
+    classes: Sequence[str],
+    answers: Sequence[Answers],
+    scores: Sequence[Scores],
+    confidence: float,
+) -> list[dict[str, Any]]:
+    """For each class its test images, and the accuracy on them with its interval."""
+    right, labels = rights(answers), answers[0].labels[_by_id(answers[0])]
+    rows = []
+    for label, (name, (n, alone)) in enumerate(zip(classes, scores[0].per_class, strict=True)):
+        of_class, interval = right[:, labels == label].astype(np.float64), alone
+        if len(answers) > 1 and n:
+            interval = crossed_mean(of_class, bounds=(0, 1), confidence=confidence).interval
+        rows.append(_class_row(name, n, interval))
+    return rows
 
 
 def _class_row(name: str, n: int, interval: Interval | None) -> dict[str, Any]:
@@ -377,11 +455,15 @@ def _class_row(name: str, n: int, interval: Interval | None) -> dict[str, Any]:
     return {"class": name, "n": n, "accuracy": accuracy, "low": low, "high": high}
 
 
-def write_evaluation(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `evaluation.json`: rows by scheme, model and test set.
+def write_evaluation(
+    path: Path, rows: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes `evaluation.json`: rows by scheme, model and test set, and how schemes compare.
 
     Raises:
         DiskFullError: The disk has no room.
     """
-    ordered = sorted(rows, key=lambda row: (row["scheme"], row["model"], row["test_on"]))
-    write_json(path, {"schema": 1, "baseline": BASELINE, "rows": [dict(row) for row in ordered]})
+    names = ("scheme", "model", "test_on", "protected_by")
+    ordered = sorted(rows, key=lambda row: tuple(row[name] or "" for name in names))
+    write_json(path, {"schema": 1, "baseline": BASELINE, "rows": [dict(row) for row in ordered],
+                      "contrasts": [dict(one) for one in contrasts]})  # fmt: skip
