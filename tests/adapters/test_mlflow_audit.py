@@ -196,6 +196,30 @@ def test_the_logged_model_is_the_versioned_one_and_predicts(
     stored = next(folder.rglob("model.safetensors"))
     original_file = root / "data/models/noise-tiny-0/model.safetensors"
     assert stored.read_bytes() == original_file.read_bytes()
+    signature = loaded.metadata.signature.to_dict()
+    assert '"shape": [-1, 8, 8, 3]' in signature["inputs"]
+    assert '"shape": [-1, 2]' in signature["outputs"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="shape"):
+        loaded.predict(images[:, :4])
+    example = loaded.input_example
+    assert example.shape == (1, 8, 8, 3) and (example == 128).all(), "no image of anybody's"
+
+
+def test_the_model_is_the_candidate_of_its_name_in_the_registry(
+    recorded: tuple[Path, SyncReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    root, _ = recorded
+    one, run = client(root), run_of(root, "train@noise-tiny-0")
+    version = one.get_model_version_by_alias("toy.noise.tiny", "candidate")
+    assert version.run_id == run.info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    loaded = mlflow.pyfunc.load_model("models:/toy.noise.tiny@candidate")
+    assert loaded.metadata.model_id == run.data.tags["veilset.model_id"]
+    assert version.description.startswith("Learnt from toy/noise/train at ")
+    assert version.tags["veilset.scheme"] == "noise"
+    assert version.tags["veilset.seed"] == "0"
 
 
 def test_verdicts_rows_and_parameters_are_on_record(recorded: tuple[Path, SyncReport]) -> None:

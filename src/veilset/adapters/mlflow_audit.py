@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from veilset.adapters.audit_records import (
     COMPLETE,
     FILES,
@@ -29,8 +31,10 @@ from veilset.adapters.audit_records import (
     RunRecord,
     Use,
     Workspace,
+    clean_key,
     dataset_name,
     files_present,
+    item_names,
     make_record,
 )
 from veilset.adapters.dvc import StageRecord, git_commit, git_dirty, read_lock, stage_key
@@ -233,6 +237,8 @@ class _Store:
 
     def _forget(self, run: Any) -> None:
         """Deletes a run with its models, the models first: a run without them is found again."""
+        for version in self.client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+            self.client.delete_model_version(version.name, version.version)
         models = self.client.search_logged_models(
             [self.experiment], filter_string=f"source_run_id = '{run.info.run_id}'"
         )
@@ -282,12 +288,33 @@ class _Store:
             model_type="image classifier",
         )
         with tempfile.TemporaryDirectory(prefix="veilset-") as temporary:
-            _model_folder(Path(temporary), folder, model.model_id, run_id)
-            self.client.log_model_artifacts(model.model_id, temporary)
+            made = Path(temporary) / "made"
+            _model_folder(made, folder, model.model_id, run_id)
+            self.client.log_model_artifacts(model.model_id, str(made))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        self._register(run_id, record, model)
         self.client.set_tag(run_id, _MODEL, model.model_id)
         return str(model.model_id)
+
+    def _register(self, run_id: str, record: RunRecord, model: Any) -> None:
+        """Makes the model the newest version, and the candidate, of its name in the registry."""
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
+        from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode  # noqa: PLC0415
+
+        name = registered_name(self.place.dataset, record.stage)
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        learnt_from = ", ".join(f"{use.name} at {use.digest}" for use in record.uses[:1])
+        version = self.client.create_model_version(
+            name, model.artifact_location, run_id=run_id, model_id=model.model_id,
+            tags={key: value for key, value in record.tags.items() if key.startswith("veilset.")},
+            description=f"Learnt from {learnt_from or 'data that is not here'}.",
+        )  # fmt: skip
+        self.client.set_registered_model_alias(name, "candidate", version.version)
 
     def _log_numbers(self, run_id: str, record: RunRecord) -> None:
         from mlflow.entities import Param  # noqa: PLC0415
@@ -447,18 +474,38 @@ def _runs_by_key(client: Any, experiment: str) -> dict[str, list[Any]]:
             return runs
 
 
-def _model_folder(target: Path, folder: Path, model_id: str, run_id: str) -> None:
-    """The files of a trained model, with the `MLmodel` by which MLflow loads them."""
-    from mlflow import pyfunc  # noqa: PLC0415
-    from mlflow.models import Model  # noqa: PLC0415
+def registered_name(dataset: str, stage: StageRecord) -> str:
+    """The name in MLflow's registry under which the models of a scheme and network are versions."""
+    names = item_names(stage)
+    return ".".join(clean_key(text) for text in (dataset, names["scheme"], names["model"]))
 
-    (target / "model").mkdir()
+
+def _model_folder(target: Path, folder: Path, model_id: str, run_id: str) -> None:
+    """The files of a trained model, with the `MLmodel` by which MLflow loads them.
+
+    Its input example shows no image: a real one might be an original.
+    """
+    from mlflow import pyfunc  # noqa: PLC0415
+    from mlflow.models import Model, ModelSignature  # noqa: PLC0415
+    from mlflow.types import Schema, TensorSpec  # noqa: PLC0415
+
+    from veilset.training.saved import load_card  # noqa: PLC0415
+
+    data = target.with_name(f"{target.name}-data") / "model"
+    data.mkdir(parents=True)
     for name in ("model.safetensors", "model.json"):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / "model" / name)
-    spec = Model(model_id=model_id, model_uuid=model_id, run_id=run_id)
-    pyfunc.add_to_model(spec, loader_module="veilset.adapters.mlflow_model", data="model")
-    spec.save(str(target / "MLmodel"))
+        shutil.copyfile(folder / name, data / name)
+    card = load_card(data)
+    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *card.shape))])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))])
+    pyfunc.save_model(
+        str(target), loader_module="veilset.adapters.mlflow_model", data_path=str(data),
+        signature=ModelSignature(inputs=inputs, outputs=outputs),
+        input_example=np.full((1, *card.shape), 128, dtype=np.uint8),
+        # Named, so that MLflow does not seek them by importing everything.
+        pip_requirements=["veilset"],
+        mlflow_model=Model(model_id=model_id, model_uuid=model_id, run_id=run_id),
+    )  # fmt: skip
 
 
 @contextmanager
