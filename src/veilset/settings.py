@@ -32,10 +32,18 @@ class DataSettings(Params):
 
 
 class Resources(Params):
-    """Processes and batch sizes: they change no byte of any result."""
+    """Processes, batch sizes and the like: they change no byte of any result.
+
+    Attributes:
+        workers: Threads or processes that decode and protect.
+        batch_size: Images protected at a time.
+        live_after: A training that takes longer than so many seconds shows its figures in MLflow
+            while it runs; 0 for never.
+    """
 
     workers: int = Field(default=1, ge=1, le=256)
     batch_size: int = Field(default=1024, ge=1, le=65536)
+    live_after: float = Field(default=30.0, ge=0, le=86_400)
 
 
 class Settings(Params):

@@ -37,6 +37,13 @@ Context = Literal["training", "evaluation", "protected"]
 KEY: Final = "veilset.stage_key"
 COMPLETE: Final = "veilset.complete"
 FILES: Final = "veilset.files"
+WEIGHTS: Final = "veilset.weights_sha256"
+LIVE: Final = "veilset.live"
+"""On a run that shows a training while it runs: the stage's name."""
+
+LIVE_PREFIX: Final = "live/"
+"""Of the metrics that it shows."""
+
 _FINGERPRINTS: Final = ("protection", "ids")
 _ODD: Final = re.compile(r"[^A-Za-z0-9_\-. :/]")
 _LONGEST: Final = 4000
@@ -470,6 +477,7 @@ def _read_train(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
             draft.points.append(Point(f"final/{key}", float(value), 0, stage.name, use))
         elif not measured:
             draft.params.update(flatten({key: value}, "model."))
+    draft.tags[WEIGHTS] = str(card.get("weights_sha256"))
     draft.tags["veilset.trained_on"] = json.dumps(card.get("trained_on", []))
     history = _find(place, stage, "history.csv")
     if history is not None:

@@ -26,6 +26,9 @@ from veilset.adapters.audit_records import (
     COMPLETE,
     FILES,
     KEY,
+    LIVE,
+    LIVE_PREFIX,
+    WEIGHTS,
     Evidence,
     Point,
     RunRecord,
@@ -45,7 +48,7 @@ from veilset.quiet import quiet
 _MODEL: Final = "veilset.model_id"
 _BATCH: Final = 100
 _METRICS: Final = 900
-_WHEN: Final = ("veilset.git_commit", "veilset.git_dirty", COMPLETE, _MODEL)
+_WHEN: Final = ("veilset.git_commit", "veilset.git_dirty", COMPLETE, _MODEL, LIVE)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def sync(
     place = _workspace(root, log_originals=log_originals, report_is_clean=report_is_clean)
     # Before our own lock file makes the project look changed.
     when = _when(root)
-    with locked(root / "mlflow.db"), _quiet_mlflow():
+    with locked(root / "mlflow.db"), quiet_mlflow():
         store = _Store.open(place, tracking_address(root, tracking_uri))
         return store.sync(when)
 
@@ -146,7 +149,7 @@ def check(root: Path, tracking_uri: str | None = None) -> tuple[Difference, ...]
         AuditError: There is no lock file, or the store cannot be reached.
     """
     place = _workspace(root)
-    with _quiet_mlflow():
+    with quiet_mlflow():
         store = _Store.open(place, tracking_address(root, tracking_uri))
         return tuple(item for stage in place.stages for item in store.differences(stage))
 
@@ -181,8 +184,7 @@ class _Store:
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         try:
-            client = _connect(address)
-            experiment = _experiment(client, place, address)
+            client, experiment = open_experiment(address, place.dataset, place.root)
             runs = _runs_by_key(client, experiment)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -248,8 +250,10 @@ class _Store:
 
     def _write(self, record: RunRecord, when: Mapping[str, str]) -> None:
         tags = dict(record.tags) | dict(when)
-        run = self.client.create_run(self.experiment, run_name=record.stage.name, tags=tags)
-        run_id = run.info.run_id
+        run_id = self._live_run(record, tags)
+        if run_id is None:
+            run = self.client.create_run(self.experiment, run_name=record.stage.name, tags=tags)
+            run_id = run.info.run_id
         self._log_inputs(run_id, record.uses)
         if record.model is not None:
             self.models[record.stage.name] = self._log_model(run_id, record, record.model)
@@ -258,6 +262,18 @@ class _Store:
         self.client.set_terminated(run_id, status="FINISHED")
         # Last of all: a run without it was cut off.
         self.client.set_tag(run_id, COMPLETE, "true")
+
+    def _live_run(self, record: RunRecord, tags: Mapping[str, str]) -> str | None:
+        """Takes over the run that showed this training while it ran, if there is one."""
+        weights = record.tags.get(WEIGHTS)
+        if record.stage.kind != "train" or weights is None:
+            return None
+        told = f"tags.`{LIVE}` = '{record.stage.name}' and tags.`{WEIGHTS}` = '{weights}'"
+        found = self.client.search_runs([self.experiment], filter_string=told)
+        run_id = next((run.info.run_id for run in found if KEY not in run.data.tags), None)
+        for key, value in tags.items() if run_id else ():
+            self.client.set_tag(run_id, key, value)
+        return run_id
 
     def _log_inputs(self, run_id: str, uses: Sequence[Use]) -> None:
         from mlflow.data.meta_dataset import MetaDataset  # noqa: PLC0415
@@ -370,7 +386,7 @@ class _Store:
             yield Difference(stage.name, str(error))
             return
         tags = run.data.tags
-        stored: list[Mapping[str, Any]] = [run.data.params, _ours(tags), run.data.metrics]
+        stored: list[Mapping[str, Any]] = [run.data.params, _ours(tags), _final(run.data.metrics)]
         if record.present != (tags.get(FILES) == "present"):
             # What the files say is known on one side only.
             if record.present:
@@ -399,6 +415,12 @@ def _disagreements(
 
 def _ours(tags: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in tags.items() if k.startswith("veilset.") and k not in _WHEN}
+
+
+def _final(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without what was shown of a training while it ran."""
+    shown = (LIVE_PREFIX, "system/")
+    return {key: value for key, value in metrics.items() if not key.startswith(shown)}
 
 
 def _last(points: Sequence[Point]) -> dict[str, float]:
@@ -448,16 +470,21 @@ def _migrate(address: str) -> None:
         )
 
 
-def _experiment(client: Any, place: Workspace, address: str) -> str:
-    """The id of the data set's experiment, made or restored where needed."""
-    found = client.get_experiment_by_name(place.dataset)
+def open_experiment(address: str, dataset: str, root: Path) -> tuple[Any, str]:
+    """A client, and the id of the data set's experiment, made or restored where needed.
+
+    Raises:
+        AuditError: An older store cannot be brought to this MLflow's layout.
+    """
+    client = _connect(address)
+    found = client.get_experiment_by_name(dataset)
     if found is None:
         local = "://" in address and not address.startswith(("http", "databricks"))
-        where = (place.root.resolve() / "mlartifacts").as_uri() if local else None
-        return str(client.create_experiment(place.dataset, artifact_location=where))
+        where = (root.resolve() / "mlartifacts").as_uri() if local else None
+        return client, str(client.create_experiment(dataset, artifact_location=where))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    return client, str(found.experiment_id)
 
 
 def _runs_by_key(client: Any, experiment: str) -> dict[str, list[Any]]:
@@ -509,7 +536,7 @@ def _model_folder(target: Path, folder: Path, model_id: str, run_id: str) -> Non
 
 
 @contextmanager
-def _quiet_mlflow() -> Iterator[None]:
+def quiet_mlflow() -> Iterator[None]:
     """Telemetry off, and no log lines about the making of tables, for the block only."""
     quiet()
     names = ("mlflow", "alembic", "mlflow.store.db.utils")
