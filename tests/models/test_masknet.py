@@ -27,7 +27,8 @@ def some(shape: tuple[int, int, int], seed: int = 0) -> tuple[torch.Tensor, torc
 
 
 def known(name: str, shape: tuple[int, int, int], **params: Any) -> Any:
-    return make_model(name, shape, 5, width=4, **params)
+    width = 16 if name.endswith("resnet18") else 4
+    return make_model(name, shape, 5, width=width, **params)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,6 +123,18 @@ def test_a_gate_is_the_formula() -> None:
     hidden = torch.relu(gate.norm(gate.look(torch.cat([features, mask], dim=1))))
     assert hidden.shape == (2, 2, 5, 6)
     assert torch.equal(gate(features, mask), torch.sigmoid(gate.choose(hidden)))
+
+
+def test_large_images_do_not_change_the_stem_of_resnet18() -> None:
+    images, mask = some((65, 64, 3))
+    model = known("masknet_resnet18", (65, 64, 3), gates=False).eval()
+    plain = known("resnet18", (65, 64, 3), stem="small").eval()
+    assert torch.allclose(model(images), plain(images), atol=1e-6)
+    sizes: list[tuple[int, ...]] = []
+    for section in model.sections:
+        section.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[1:])))
+    model(torch.cat([images, mask], dim=1))
+    assert sizes == [(16, 65, 64), (16, 65, 64), (32, 33, 32), (64, 17, 16), (128, 9, 8)]
 
 
 def test_only_these_read_masks() -> None:

@@ -1,3 +1,6 @@
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ def _bytes(model: nn.Module) -> bytes:
 
 
 def test_finds_every_file_of_the_package() -> None:
-    assert {"resnet18", "resnet20", "small_cnn"} <= set(model_names())
+    assert {
+        "densenet121", "inception_v3", "resnet18", "resnet20", "resnet34", "resnet50", "small_cnn",
+        "vgg16_bn",
+    } <= set(model_names())  # fmt: skip
     assert list(model_names()) == sorted(model_names())
 
 
@@ -43,9 +49,9 @@ def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         architectures.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "small_cnn"])
+@pytest.mark.parametrize("name", ["resnet20", "small_cnn"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 13, 3), (33, 20, 1), (28, 28, 3)])
-def test_every_model_takes_grey_rgb_and_odd_sizes(name: str, shape: tuple[int, int, int]) -> None:
+def test_the_fast_ones_take_grey_rgb_and_odd_sizes(name: str, shape: tuple[int, int, int]) -> None:
     height, width, channels = shape
     model = make_model(name, shape, 7, width=4)
     inputs = torch.randn(3, channels, height, width)
@@ -66,6 +72,27 @@ def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     torch.manual_seed(6)
     assert _bytes(make_model("resnet20", (8, 8, 1), 3, seed=1, width=4)) == first
     assert _bytes(make_model("resnet20", (8, 8, 1), 3, seed=2, width=4)) != first
+
+
+def test_torchvision_is_imported_late_and_changes_no_weight() -> None:
+    script = (
+        "import hashlib, sys\n"
+        "from veilset.models.registry import make_model\n"
+        "make_model('vgg16_bn', (8, 8, 1), 2, width=4)\n"
+        "make_model('small_cnn', (8, 8, 1), 2)\n"
+        "late = {'torchvision', 'torch._dynamo'} & set(sys.modules)\n"
+        "assert not late, late\n"
+        "for _ in range(2):\n"
+        "    net = make_model('resnet18', (8, 8, 1), 2, seed=4, width=16)\n"
+        "    print(hashlib.sha256(net.layer4[1].conv2.weight.detach().numpy()).hexdigest())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    net: Any = make_model("resnet18", (8, 8, 1), 2, seed=4, width=16)
+    here = hashlib.sha256(net.layer4[1].conv2.weight.detach().numpy()).hexdigest()
+    assert done.stdout.split() == [here, here]
 
 
 @pytest.mark.parametrize(

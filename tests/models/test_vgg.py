@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from veilset.errors import SettingsError
 from veilset.models.registry import make_model
@@ -20,6 +21,30 @@ def test_it_has_the_sources_layers_and_size() -> None:
     wanted += sum(2 * conv.out_channels for conv in convs)
     wanted += 2 * (512 * 512 + 512) + 512 * 10 + 10
     assert sum(p.numel() for p in model.parameters()) == wanted
+
+
+def test_vgg16_is_torchvisions_up_to_its_head() -> None:
+    ours = make_model("vgg16_bn", (32, 32, 3), 10).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        theirs = make_layers(cfgs["D"], batch_norm=True).eval()
+    convs = [m for m in ours.stages.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in ours.stages.modules() if isinstance(m, nn.BatchNorm2d)]
+    millions = sum(p.numel() for p in ours.stages.parameters()) / 1e6
+    assert millions == pytest.approx(14.72, abs=0.005)
+    wanted = [m for m in theirs if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    with torch.inference_mode():
+        for conv, norm, own_conv, own_norm in zip(
+            wanted[::2], wanted[1::2], convs, norms, strict=True
+        ):
+            nn.init.zeros_(conv.bias)  # ours has none: the normalisation would take it away
+            conv.weight.copy_(own_conv.weight)
+            norm.weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))
+            own_norm.weight.copy_(norm.weight)
+        x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(6))
+        found = ours.pool(ours.stages(x))
+        assert found.shape == (2, 512, 2, 3)
+        assert torch.allclose(found, theirs(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 13, 3), (33, 20, 1), (32, 32, 3), (8, 70, 3)])

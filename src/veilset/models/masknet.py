@@ -6,15 +6,19 @@ that passes over masked pixels, and gates that choose features by themselves and
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from veilset.models.registry import Architecture, Shape
-from veilset.models.resnet import ResNet, ResNet18Params, ResNet20Params, initialise
+from veilset.models.resnet import ResNet, ResNet20Params, initialise
+from veilset.models.torchvision_nets import ARCHITECTURES as TORCHVISION
+from veilset.models.torchvision_nets import ResNetParams
 from veilset.models.vgg import Vgg16, Vgg16Params
+from veilset.params import Params
 
 _WINDOW = 3
 _LEAST_SHARE = 0.1
@@ -33,13 +37,15 @@ class MaskedResNet20Params(ResNet20Params):
     gates: bool = True
 
 
-class MaskedResNet18Params(ResNet18Params):
-    """Parameters of the masked ResNet-18.
+class MaskedResNet18Params(Params):
+    """Parameters of the masked ResNet-18, whose stem is always the small one.
 
     Attributes:
+        width: As for ResNet-18.
         gates: As for ResNet-20.
     """
 
+    width: int = Field(64, ge=16, le=256)
     gates: bool = True
 
 
@@ -148,27 +154,23 @@ def renormalisation(mask: Tensor) -> Tensor:
     return torch.where(mask > 0, 1 / share.clamp_min(_LEAST_SHARE), torch.ones_like(mask))
 
 
-def _of_resnet(body: ResNet, blocks: int, widths: Sequence[int], *, gates: bool) -> MaskNet:
-    stem = nn.Sequential(body.norm, nn.ReLU())
-    stages = [
-        (body.blocks[index * blocks : (index + 1) * blocks], width)
-        for index, width in enumerate(widths)
-    ]
-    return MaskNet(
-        body.stem, [(stem, widths[0]), *stages], nn.Identity(), body.head, gates=gates
-    )  # fmt: skip
-
-
 def _resnet20(shape: Shape, classes: int, params: MaskedResNet20Params) -> nn.Module:
     widths = [params.width * times for times in (1, 2, 4)]
     body = ResNet(shape[2], tuple(widths), 3, classes, params.shortcut)
-    return _of_resnet(body, 3, widths, gates=params.gates)
+    stem = nn.Sequential(body.norm, nn.ReLU())
+    parts = [stem, body.blocks[:3], body.blocks[3:6], body.blocks[6:]]
+    sections = list(zip(parts, widths[:1] + widths, strict=True))
+    return MaskNet(body.stem, sections, nn.Identity(), body.head, gates=params.gates)
 
 
 def _resnet18(shape: Shape, classes: int, params: MaskedResNet18Params) -> nn.Module:
-    widths = [params.width * times for times in (1, 2, 4, 8)]
-    body = ResNet(shape[2], tuple(widths), 2, classes, params.shortcut)
-    return _of_resnet(body, 2, widths, gates=params.gates)
+    plain = ResNetParams(width=params.width, stem="small")
+    body: Any = TORCHVISION["resnet18"].build(shape, classes, plain)
+    widths = [params.width * times for times in (1, 1, 2, 4, 8)]
+    stem = nn.Sequential(body.bn1, nn.ReLU())
+    parts = [stem, body.layer1, body.layer2, body.layer3, body.layer4]
+    sections = list(zip(parts, widths, strict=True))
+    return MaskNet(body.conv1, sections, nn.Identity(), body.fc, gates=params.gates)
 
 
 def _vgg16(shape: Shape, classes: int, params: MaskedVgg16Params) -> nn.Module:

@@ -1,8 +1,8 @@
-"""Residual networks for small images (He et al., Deep Residual Learning, CVPR 2016).
+"""ResNet-20 for small images (He et al., Deep Residual Learning, CVPR 2016).
 
-ResNet-20 is the network of section 4.2 (CIFAR-10): 6n+2 layers with n = 3, widths 16-32-64,
-3x3 convolutions, subsampling by stride 2 between stages, global average pooling. ResNet-18 is that
-of table 1 with the usual small-image stem: a 3x3 convolution and no pooling.
+It is the network of section 4.2 (CIFAR-10): 6n+2 layers with n = 3, widths 16-32-64, 3x3
+convolutions, subsampling by stride 2 between stages, global average pooling. The deeper ones of
+table 1 are torchvision's.
 """
 
 from typing import Literal
@@ -29,18 +29,6 @@ class ResNet20Params(Params):
 
     width: int = Field(16, ge=4, le=256)
     shortcut: Shortcut = "A"
-
-
-class ResNet18Params(Params):
-    """Parameters of ResNet-18.
-
-    Attributes:
-        width: Channels of the first of its four stages; each next one has twice as many.
-        shortcut: As for ResNet-20.
-    """
-
-    width: int = Field(64, ge=4, le=256)
-    shortcut: Shortcut = "B"
 
 
 class Block(nn.Module):
@@ -121,18 +109,9 @@ def _resnet20(shape: Shape, classes: int, params: ResNet20Params) -> nn.Module:
     return ResNet(shape[2], widths, 3, classes, params.shortcut)
 
 
-def _resnet18(shape: Shape, classes: int, params: ResNet18Params) -> nn.Module:
-    widths = (params.width, 2 * params.width, 4 * params.width, 8 * params.width)
-    return ResNet(shape[2], widths, 2, classes, params.shortcut)
-
-
 ARCHITECTURES = {
     "resnet20": Architecture(
         "ResNet-20", "He et al. 2016, section 4.2", 8, ResNet20Params, _resnet20
     ),
-    "resnet18": Architecture(
-        "ResNet-18 (small images)", "He et al. 2016, table 1, 3x3 stem", 8, ResNet18Params,
-        _resnet18,
-    ),
-}  # fmt: skip
+}
 """What this file adds to the registry."""

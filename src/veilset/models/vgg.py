@@ -1,4 +1,9 @@
-"""VGG-16 with batch normalisation for small images (Simonyan & Zisserman, ICLR 2015)."""
+"""VGG-16 with batch normalisation for images of any size (Simonyan & Zisserman, ICLR 2015).
+
+Ours and not torchvision's, of which only the list of widths would remain: its first layer takes
+three channels, its maxima leave nothing of images under 32 pixels, 120 of its 138 million weights
+are for the 7x7 places that 224 pixels leave, and gates and feature losses need stages.
+"""
 
 import torch
 from pydantic import Field
@@ -30,6 +35,8 @@ class Vgg16(nn.Module):
 
     Maxima of an odd side take the last row or column alone, so a side of one pixel stays one; what
     is left of larger images is averaged before the linear layers. At 32x32 pixels neither happens.
+    The linear layers are the source's three, with dropout, but as narrow as what they read (the
+    custom for CIFAR): the source's have 4096 features, too many for few and small images.
 
     Attributes:
         stages: Convolution, normalisation, ReLU, two or three times; from the second stage on after
@@ -91,7 +98,7 @@ def _vgg16(shape: Shape, classes: int, params: Vgg16Params) -> nn.Module:
 
 ARCHITECTURES = {
     "vgg16_bn": Architecture(
-        "VGG-16 with batch normalisation (small images)",
+        "VGG-16 with batch normalisation",
         "Simonyan & Zisserman 2015, configuration D; normalisation and the small head are the "
         "custom for CIFAR",
         8, Vgg16Params, _vgg16,
