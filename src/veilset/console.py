@@ -21,14 +21,23 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str = "img") -> Iterator[Advance]:
+def progress(
+    what: str, total: int | None, unit: str = "img", *, hidden: bool = False
+) -> Iterator[Advance]:
     """A progress bar on stderr with rate and time left; yields the function that advances it.
 
-    Where stderr is no terminal, a line every few seconds instead of many a second.
+    Where stderr is no terminal, a line every few seconds instead of many a second. A hidden one
+    shows nothing: where several processes do one thing, one of them tells.
     """
     interval = 0.2 if sys.stderr.isatty() else 10.0
     with tqdm(
-        total=total, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True, leave=False
+        total=total,
+        desc=what,
+        unit=unit,
+        mininterval=interval,
+        dynamic_ncols=True,
+        leave=False,
+        disable=hidden,
     ) as bar:
 
         def advance(count: int, **figures: float) -> None:

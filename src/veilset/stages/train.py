@@ -1,16 +1,24 @@
-"""Stage `train`: a CNN on what a scheme released."""
+"""Stage `train`: a CNN on what a scheme released.
 
+`torchrun --nproc-per-node N -m veilset.stages train SCHEME MODEL SEED` trains it by N processes.
+"""
+
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
-from veilset.console import progress
+from veilset.adapters.mlflow_live import Live, live_run
+from veilset.console import Advance, progress, say
 from veilset.data.manifest import Manifest
 from veilset.errors import SettingsError
 from veilset.models.registry import architecture as architecture_of
 from veilset.settings import PARAMS_FILE, Settings, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
+from veilset.training.beat import Beat
 from veilset.training.loader import read_samples
 from veilset.training.loop import Epoch, Subject, train
 from veilset.training.params import TrainingParams
+from veilset.training.saved import ModelCard
 
 
 def run(root: Path, scheme_name: str, model_name: str, seed: str) -> None:
@@ -31,14 +39,68 @@ def run(root: Path, scheme_name: str, model_name: str, seed: str) -> None:
     masks = architecture_of(architecture).reads_mask
     _, train_set = read_samples(folders, "train", masks=masks)
     _, held_set = read_samples(folders, "validation", masks=masks)
-    with progress(f"train {scheme_name} {model_name} {seed}", params.epochs, "epoch") as advance:
+    count, leads = len(train_set.images), os.environ.get("RANK", "0") == "0"
+    stage = f"train@{scheme_name}-{model_name}-{seed}"
+    with ExitStack() as stack:
+        advance = stack.enter_context(
+            progress(
+                f"train {scheme_name} {model_name} {seed}", params.epochs * count, hidden=not leads
+            )
+        )
+        after = settings.resources.live_after if leads else 0.0
+        shown = _Shown(advance, stack.enter_context(live_run(root, stage, after=after)), count)
+        made = train(
+            train_set, held_set, params, subject,
+            project.model(scheme_name, model_name, params.seed), shown.epoch, shown.beat,
+        )  # fmt: skip
+        shown.live.finish(made.card.weights_sha256)
+    if leads:
+        say(words(made.card))
 
-        def on_epoch(epoch: Epoch, epochs: int) -> None:
-            del epochs
-            advance(1, accuracy=epoch.validation_accuracy, loss=epoch.train_loss)
 
-        folder = project.model(scheme_name, model_name, params.seed)
-        train(train_set, held_set, params, subject, folder, on_epoch)
+class _Shown:
+    """Shows how far a training is: as a bar, and in MLflow where it takes long."""
+
+    def __init__(self, advance: Advance, live: Live, count: int) -> None:
+        """Begins at nothing; `count` is the images of an epoch."""
+        self.advance, self.live, self.count, self.done = advance, live, count, 0
+
+    def beat(self, beat: Beat) -> None:
+        """During an epoch."""
+        self._to((beat.epoch - 1) * self.count + beat.done, loss=beat.loss, accuracy=beat.accuracy)
+        self.live.log(
+            self.done, loss=beat.loss, accuracy=beat.accuracy, images_per_second=beat.rate,
+            seconds_left=beat.seconds_left,
+        )  # fmt: skip
+
+    def epoch(self, epoch: Epoch, epochs: int) -> None:
+        """After an epoch."""
+        del epochs
+        self._to(
+            epoch.epoch * self.count, loss=epoch.train_loss, validation=epoch.validation_accuracy
+        )
+        self.live.log(
+            self.done, learning_rate=epoch.lr, validation_loss=epoch.validation_loss,
+            validation_accuracy=epoch.validation_accuracy,
+        )  # fmt: skip
+
+    def _to(self, done: int, **figures: float) -> None:
+        self.advance(done - self.done, **figures)
+        self.done = done
+
+
+def words(card: ModelCard) -> str:
+    """What was chosen by itself, and what came of it, in a sentence."""
+    more = [f"batch {card.batch}", f"{card.threads} threads"]
+    more += ["compiled"] if card.compiled else []
+    more += [f"{card.processes} processes"] if card.processes > 1 else []
+    more += ["streamed from main memory"] if card.streamed else []
+    more += [f"in {card.accumulation} parts for want of memory"] if card.accumulation > 1 else []
+    return (
+        f"{card.architecture} trained on {card.device} ({card.device_name}) in {card.precision}, "
+        f"{', '.join(more)}: {card.images_per_second:,.0f} images a second, validation accuracy "
+        f"{card.validation_accuracy:.3f}."
+    )
 
 
 def parameters(settings: Settings, seed: int) -> TrainingParams:
