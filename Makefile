@@ -31,6 +31,7 @@ test-slow: setup  ## Run the long tests (kills, large sets)
 bench: setup  ## Measure speed as ratios within one run; results in benchmarks/results
 	@$(BIN)/python -m benchmarks.schemes
 	@$(BIN)/python -m benchmarks.metrics
+	@$(BIN)/python -m benchmarks.training
 
 check: setup  ## ruff, mypy and import-linter
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from veilset.cli import audit, images, keys, project
+from veilset.cli import audit, images, keys, predict, project
 from veilset.console import run_reporting_errors
 from veilset.quiet import quiet
 
@@ -16,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
 )
 images.add_to(app)
+predict.add_to(app)
 project.add_to(app)
 app.add_typer(keys.app, name="key")
 app.add_typer(audit.app, name="audit")

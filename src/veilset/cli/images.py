@@ -79,7 +79,7 @@ def fit(  # noqa: PLR0913
     from veilset.stages.fit import FitParams, device_of, read_lessons, words  # noqa: PLC0415
 
     asked = FitParams.parse({"limit": limit, "device": device}, "fit")
-    chosen = make_scheme(scheme, _settings(settings), "--set", device=device_of(asked.device))
+    chosen = make_scheme(scheme, settings_of(settings), "--set", device=device_of(asked.device))
     if not chosen.learns:
         raise SettingsError(f"{scheme} learns nothing: `veilset protect` needs no --fitted for it.")
     private = output.with_name(f"{output.name}-private")
@@ -131,10 +131,10 @@ def protect(  # noqa: PLR0913
     from veilset.release.ledger import budget, spend  # noqa: PLC0415
     from veilset.schemes.protect import protect_set  # noqa: PLC0415
 
-    chosen = _scheme(scheme, _settings(settings), "--set", fitted)
+    chosen = scheme_with(scheme, settings_of(settings), "--set", fitted)
     if ledger is not None and budget(chosen.record()) is None:
         raise SettingsError(f"{scheme} guarantees nothing, so --ledger has nothing to enter.")
-    key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
+    key, ids_key = keys_of(key_file, ids_key_file, demo=demo_key)
     private = private or output.with_name(f"{output.name}-private")
     _require_apart(output, private)
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def attack(  # noqa: PLR0913
         ATTACKS.find(name, "--attacks")
     public = ImageSet.open(release)
     scheme = _released_by(public, fitted)
-    key, ids_key = _keys(key_file, ids_key_file, demo=demo_key)
+    key, ids_key = keys_of(key_file, ids_key_file, demo=demo_key)
     output = output or _attack_folder(release)
     _require_apart(release, output)
     output.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def reassess(  # noqa: PLR0913
         return
     say(f"Attacking again, because {reason or 'of --force'}.")
     scheme = _released_by(public, fitted)
-    key, _ = _keys(key_file, ids_key_file, demo=demo_key)
+    key, _ = keys_of(key_file, ids_key_file, demo=demo_key)
     beside = _Beside(other, other_key_file, model)
     _attack_and_judge(
         public, scheme, key, output, beside, asked=card.repeat.attacks, seed=card.repeat.seed,
@@ -291,7 +291,7 @@ def ledger(
         say(f"{spent.words()}.")
 
 
-def _scheme(
+def scheme_with(
     name: str, parameters: Mapping[str, Any], where: str, fitted: Path | None
 ) -> "Scheme[Any]":
     """A scheme ready to protect; parameters left out are those that it was fitted with."""
@@ -400,7 +400,7 @@ def _gate_params() -> "GateParams":
     return GateParams.parse(load_settings(Path()).gate, f"{PARAMS_FILE}: gate")
 
 
-def _settings(pairs: list[str]) -> Mapping[str, Any]:
+def settings_of(pairs: list[str]) -> Mapping[str, Any]:
     """`key=value` texts as YAML reads the values."""
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -414,7 +414,7 @@ def _settings(pairs: list[str]) -> Mapping[str, Any]:
     return values
 
 
-def _keys(key_file: Path | None, ids_key_file: Path | None, *, demo: bool) -> tuple[Key, Key]:
+def keys_of(key_file: Path | None, ids_key_file: Path | None, *, demo: bool) -> tuple[Key, Key]:
     """The protection key and the secret for ids."""
     if demo:
         if key_file is not None or ids_key_file is not None:

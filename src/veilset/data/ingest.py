@@ -268,6 +268,20 @@ def _results(
             yield item, answer
 
 
+def decoded(
+    source: Source[Any], params: IngestParams
+) -> Iterator[tuple[Item, Decoded | Refused | Died]]:
+    """Each item of a source with its outcome, in the source's order; nothing is stored.
+
+    Labels mean nothing here: no image is refused for want of one.
+
+    Args:
+        source: Where images come from.
+        params: Size, channels and limits.
+    """
+    yield from _results(source, _Labels(None, None, ""), params)
+
+
 def _jobs(
     items: Iterable[Item], labels: _Labels, params: DecodeParams
 ) -> Iterator[tuple[tuple[Item, Refused | None], bytes | None]]:

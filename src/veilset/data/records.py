@@ -178,7 +178,7 @@ def quarantine_table(records: Sequence[Record], drop: str) -> str:
     writer.writerow(QUARANTINE_COLUMNS)
     for record in records:
         if record.reason is not None:
-            name, file = _cell(record.name), record.file
+            name, file = spreadsheet_cell(record.name), record.file
             writer.writerow([file, name, record.reason, record.sentence, record.size, drop])
     return text.getvalue()
 
@@ -252,6 +252,6 @@ def _hex(value: bytes | None) -> str | None:
     return None if value is None else value.hex()
 
 
-def _cell(name: str) -> str:
+def spreadsheet_cell(name: str) -> str:
     """A name that no spreadsheet takes for a formula."""
     return f"'{name}" if name[:1] in tuple("=+-@") else name
