@@ -11,12 +11,12 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import numba
 import numpy as np
 import torch
 
@@ -42,6 +42,9 @@ class Case:
         goal: The ratio to reach, for the reader.
         wall: Both are timed by the clock on the wall: needed where several threads or processes
             work.
+        own_time: Both return the seconds that they took, because not all that they do counts
+            (setting up, writing); then `wall` means nothing.
+        rate_goal: Items a second to reach on the hardware that was meant, for the reader.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Case:
     faster: bool = False
     goal: float | None = None
     wall: bool = False
+    own_time: bool = False
+    rate_goal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Result:
         high: Upper quartile.
         per_second: Items a second, from the median time.
         goal: As in the case.
+        rate_goal: As in the case.
     """
 
     name: str
@@ -81,6 +87,7 @@ class Result:
     high: float
     per_second: float
     goal: float | None
+    rate_goal: float | None = None
 
 
 def measured(case: Case, rounds: int) -> Result:
@@ -101,25 +108,26 @@ def measured(case: Case, rounds: int) -> Result:
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Result(
         name=case.name, size=case.size, against=case.against, faster=case.faster, ratio=ratio,
-        low=low, high=high, goal=case.goal,
+        low=low, high=high, goal=case.goal, rate_goal=case.rate_goal,
         per_second=case.items / statistics.median(run for run, _ in pairs),
     )  # fmt: skip
 
 
 def _round(case: Case, turn: int) -> tuple[float, float]:
     """Seconds of the case and of its base, in alternating order."""
-    clock = time.perf_counter if case.wall else time.process_time
     if turn % 2:
-        base = _seconds(case.base, clock)
-        return _seconds(case.run, clock), base
-    run = _seconds(case.run, clock)
-    return run, _seconds(case.base, clock)
+        base = _seconds(case.base, case)
+        return _seconds(case.run, case), base
+    run = _seconds(case.run, case)
+    return run, _seconds(case.base, case)
 
 
-def _seconds(run: Run, clock: Callable[[], float]) -> float:
+def _seconds(run: Run, case: Case) -> float:
+    clock = time.perf_counter if case.wall else time.process_time
     start = clock()
-    run()
-    return max(clock() - start, 1e-9)
+    told = run()
+    took = cast(float, told) if case.own_time else clock() - start
+    return max(took, 1e-9)
 
 
 def machine() -> dict[str, Any]:
@@ -132,10 +140,18 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "numba": numba.__version__,
+        "numba": _version("numba"),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of a package that not every benchmark needs, without its import."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
@@ -157,7 +173,8 @@ def table(results: Sequence[Result]) -> str:
                 one.name, one.size, sign.format(_short(one.ratio)),
                 f"{_short(one.low)} to {_short(one.high)}",
                 "" if one.goal is None else sign.format(_short(one.goal)),
-                f"{one.per_second:,.0f}",
+                f"{one.per_second:,.0f}"
+                + ("" if one.rate_goal is None else f" of {one.rate_goal:,.0f}"),
             )
         )  # fmt: skip
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
@@ -172,14 +189,21 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 3 else f"{value:.2f}"
 
 
-def save(name: str, results: Sequence[Result], folder: Path = RESULTS) -> Path:
-    """Writes `<name>.json`: the machine and all results.
+def save(
+    name: str,
+    results: Sequence[Result],
+    folder: Path = RESULTS,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `<name>.json`: the machine, all results, and further facts where there are any.
 
     Returns:
         The file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    document = {"machine": machine(), "results": [asdict(one) for one in results]}
+    document: dict[str, Any] = {
+        "machine": machine(), "results": [asdict(one) for one in results], **(facts or {})
+    }  # fmt: skip
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path

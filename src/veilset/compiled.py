@@ -17,6 +17,6 @@ def compiled(function: F) -> F:
     released while it runs. `function.py_func` is the function as it was written.
     """
     try:
-        return cast(F, njit(cache=True, nogil=True)(function))
+        return cast(F, njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:  # Numba found no folder for its cache
-        return cast(F, njit(nogil=True)(function))
+        return cast(F, njit(nogil=True, error_model="numpy")(function))

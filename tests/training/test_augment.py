@@ -1,15 +1,24 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sets import declaration, params
 
 from veilset.errors import TrainingError
-from veilset.models.augment import Augmentation, Moves, draw_moves, measure_normalisation, take
-from veilset.training.params import augmentation_for
+from veilset.models.augment import (
+    Augmentation,
+    Moves,
+    draw_moves,
+    measure_normalisation,
+    normalise,
+    take,
+    take_by_indexing,
+)
+from veilset.training.params import augmentation_for, mirror_safe
 
 
+@settings(deadline=None)  # the first example may compile
 @given(st.integers(2, 9), st.integers(2, 9), st.sampled_from([1, 3]), st.data())
 def test_take_is_pad_reflect_crop_and_mirror(
     height: int, width: int, channels: int, data: st.DataObject
@@ -22,6 +31,8 @@ def test_take_is_pad_reflect_crop_and_mirror(
     mirrored = rng.random(7) < 0.5
     moves = Moves(*(torch.from_numpy(each) for each in (down, right, mirrored)))
     found = take(torch.from_numpy(images), torch.from_numpy(rows), moves)
+    indexed = take_by_indexing(torch.from_numpy(images), torch.from_numpy(rows), moves)
+    assert torch.equal(found, indexed), "a GPU would make other images"
     for k, row in enumerate(rows):
         image = images[row][:, ::-1] if mirrored[k] else images[row]
         padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
@@ -81,7 +92,34 @@ def test_digits_are_not_mirrored_and_scrambled_images_not_shifted_by_default() -
     assert augmentation_for(asked, scrambled, shape) == Augmentation(True, 4)
 
 
+def test_a_mirror_is_safe_where_a_shift_is() -> None:
+    shape = (32, 48, 1)
+    places, anywhere = declaration(shift_safe=False), declaration()
+    assert mirror_safe(anywhere) and not mirror_safe(places)
+    assert augmentation_for(params(flip="auto"), anywhere, shape).flip
+    assert not augmentation_for(params(flip="auto"), places, shape).flip
+    assert augmentation_for(params(flip=True), places, shape).flip
+    assert not augmentation_for(params(), anywhere, shape).flip
+
+
 @pytest.mark.parametrize("crop", [-1, 32])
 def test_a_shift_off_the_image_is_refused(crop: int) -> None:
     with pytest.raises(TrainingError, match="choose 0 to 31"):
         augmentation_for(params(crop=crop), declaration(), (48, 32, 1))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2, 3, 4]), st.integers(0, 99))
+def test_compiled_and_tensor_normalisation_have_the_same_bits(
+    height: int, width: int, channels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = torch.from_numpy(rng.integers(0, 256, (3, height, width, channels), dtype=np.uint8))
+    mean, std = (torch.from_numpy(rng.random((channels, 1, 1), dtype=np.float32)) for _ in range(2))
+    found = normalise(pixels.permute(0, 3, 1, 2), mean, std + 0.01)
+    expected = pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std + 0.01)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    # Any other layout, and pixels that are no bytes, take the tensor operations.
+    assert torch.equal(normalise(pixels.permute(0, 3, 1, 2).contiguous(), mean, std + 0.01), found)
+    assert torch.equal(normalise(pixels.permute(0, 3, 1, 2).double(), mean, std + 0.01), found)

@@ -10,6 +10,7 @@ from small_sets import params, stripes, subject
 from veilset.errors import CorruptError
 from veilset.training.evaluation import predict
 from veilset.training.loop import train
+from veilset.training.params import TrainingParams
 from veilset.training.saved import CARD, WEIGHTS, load_card, load_model
 
 
@@ -69,6 +70,40 @@ def test_the_card_says_how_the_model_came_about(folder: Path) -> None:
     assert card["images_per_second"] == pytest.approx(64 / card["seconds"])
 
 
+def test_the_card_says_what_was_chosen(folder: Path, tmp_path: Path) -> None:
+    card = load_card(folder)
+    assert (card.compiled, card.processes, card.streamed, card.batch) == (False, 1, False, 16)
+    assert card.recipe["compile"] == "auto" and card.recipe["precision"] == "auto"
+    made = train(stripes(50), stripes(8), params(lr=None, epochs=1), subject(), tmp_path / "m")
+    assert (made.card.batch, made.card.recipe["lr"]) == (13, 0.1)
+
+
+def test_a_card_of_format_1_is_read_as_what_it_meant(copy: Path) -> None:
+    new = load_card(copy)
+    values = json.loads((copy / CARD).read_text())
+    for name in ("compiled", "processes", "streamed", "batch"):
+        del values[name]
+    for name in ("milestones", "decay", "ema", "compile"):
+        del values["recipe"][name]
+    values["format"] = 1
+    values["recipe"] |= {"optimiser": "sgd nesterov", "schedule": "one-cycle"}
+    (copy / CARD).write_text(json.dumps(values))
+    model, old = load_model(copy)
+    assert old == new.model_copy(update={"recipe": {**new.recipe, "compile": "off"}})
+    recipe = {name: old.recipe[name] for name in TrainingParams.model_fields}
+    again = TrainingParams.parse(recipe, "recipe")
+    assert (again.optimiser, again.schedule, again.ema) == ("sgd", "one_cycle", 0.0)
+    assert predict(model, old, stripes(4).images, device="cpu").shape == (4, 2)
+
+
+@pytest.mark.parametrize("change", [{"recipe": 3}, {"recipe": {}}, {"recipe": {"batch_size": 0}}])
+def test_a_card_of_format_1_that_makes_no_sense_is_refused(copy: Path, change: Any) -> None:
+    values = json.loads((copy / CARD).read_text()) | {"format": 1} | change
+    (copy / CARD).write_text(json.dumps(values))
+    with pytest.raises(CorruptError, match="not a model's card"):
+        load_card(copy)
+
+
 def test_every_altered_byte_of_the_weights_is_noticed(copy: Path) -> None:
     data = (copy / WEIGHTS).read_bytes()
     for place in range(0, len(data), 97):
@@ -94,7 +129,7 @@ def test_every_altered_byte_of_the_weights_is_noticed(copy: Path) -> None:
         {"normalisation": {"mean": [0.5], "std": [0.0]}},
         {"normalisation": {"mean": [float("nan")], "std": [0.1]}},
         {"validation_accuracy": 1.5},
-        {"format": 2},
+        {"format": 3},
         {"unknown": 1},
         {"parameters": None},
     ],

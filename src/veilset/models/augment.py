@@ -1,4 +1,6 @@
-"""Batches from a resident set of images: gather, shift and mirror in one indexing operation.
+"""Batches from a resident set of images: gather, shift and mirror by indexing alone.
+
+On a CPU compiled loops do it, one pass for each; elsewhere tensor operations, with the same bits.
 
 There is no worker process and no copy of an image before it is used. All random draws come from a
 CPU generator, a whole epoch at once, so that they are the same on every device (CUDA's own streams
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veilset.models._cpu_batches import gather, standardise
 from veilset.types import Images
 
 
@@ -72,8 +75,14 @@ class Normalisation:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Maps uint8 (N, C, H, W) to float32, with mean and deviation in units of 0..1."""
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    """Maps uint8 (N, C, H, W) to float32, with mean and deviation (C, 1, 1) in units of 0..1."""
+    values = pixels.permute(0, 2, 3, 1)
+    if pixels.device.type != "cpu" or pixels.dtype != torch.uint8 or not values.is_contiguous():
+        return pixels.float().div_(255).sub_(mean).div_(std)
+    out = torch.empty(values.shape)
+    means, stds = (each.view(-1).repeat(values.shape[2]).numpy() for each in (mean, std))
+    standardise(values.numpy(), means, stds, out.numpy())
+    return out.permute(0, 3, 1, 2)
 
 
 def measure_normalisation(images: Images) -> Normalisation:
@@ -120,11 +129,25 @@ def take(images: Tensor, rows: Tensor, moves: Moves | None = None) -> Tensor:
     """
     if moves is None:
         return images[rows].permute(0, 3, 1, 2)
+    if images.device.type == "cpu" and images.is_contiguous():
+        out = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8)
+        arrays = (images, rows, moves.down, moves.right, moves.mirrored, out)
+        gather(*(each.contiguous().numpy() for each in arrays))
+        return out.permute(0, 3, 1, 2)
+    return take_by_indexing(images, rows, moves)
+
+
+def take_by_indexing(images: Tensor, rows: Tensor, moves: Moves) -> Tensor:
+    """`take` by tensor operations, on any device."""
     height, width = images.shape[1:3]
     ys = _reflect(_positions(height, moves.down), height)
     xs = _reflect(_positions(width, moves.right), width)
     xs = torch.where(moves.mirrored[:, None], width - 1 - xs, xs)
-    return images[rows[:, None, None], ys[:, :, None], xs[:, None, :]].permute(0, 3, 1, 2)
+    channels = images.shape[3]
+    lines = images[rows[:, None], ys].reshape(len(rows), height, width * channels)
+    places = xs[:, :, None] * channels + torch.arange(channels, device=xs.device)
+    moved = lines.gather(2, places.view(len(rows), 1, -1).expand(lines.shape))
+    return moved.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
 
 def _positions(size: int, shifts: Tensor) -> Tensor:

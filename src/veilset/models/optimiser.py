@@ -6,6 +6,7 @@ which takes seconds, as long as the training of a small set.
 
 from collections.abc import Mapping
 from math import cos, pi
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,22 @@ from torch import Tensor, nn
 def falling(rate: float, step: int, steps: int) -> float:
     """The learning rate of a step, from `rate` at the first to nothing along half a cosine."""
     return rate * (1 + cos(pi * step / steps)) / 2
+
+
+class Optimiser(Protocol):
+    """What moves the parameters of a network."""
+
+    def forget_gradients(self) -> None:
+        """Drops all gradients."""
+
+    def step(self, lr: float) -> None:
+        """Moves the parameters at this learning rate."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on besides the parameters."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Puts a saved state back."""
 
 
 class NesterovSgd:
@@ -65,10 +82,15 @@ class NesterovSgd:
 
 
 class Adam:
-    """Adam (Kingma and Ba, ICLR 2015) for the parameters of a network."""
+    """Adam (Kingma and Ba, ICLR 2015) for the parameters of a network.
 
-    def __init__(self, model: nn.Module) -> None:
+    Weight decay is decoupled from the moments (AdamW; Loshchilov and Hutter, ICLR 2019), and of
+    convolution and linear weights alone, as in `NesterovSgd`.
+    """
+
+    def __init__(self, model: nn.Module, *, weight_decay: float = 0.0) -> None:
         """Starts with no moments; the network must already be on its device."""
+        self.weight_decay = weight_decay
         self._parameters: list[Tensor] = list(model.parameters())
         self._means = [torch.zeros_like(p) for p in self._parameters]
         self._squares = [torch.zeros_like(p) for p in self._parameters]
@@ -81,14 +103,32 @@ class Adam:
 
     @torch.no_grad()
     def step(self, lr: float, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        """Moves all parameters against their gradients, which every one of them has."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        """Moves all parameters that have a gradient against it."""
+        moved = [index for index, p in enumerate(self._parameters) if p.grad is not None]
+        parameters = [self._parameters[index] for index in moved]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        means, squares = ([each[index] for index in moved] for each in (self._means, self._squares))
         self._steps += 1
-        torch._foreach_lerp_(self._means, gradients, 1 - beta1)
-        torch._foreach_mul_(self._squares, beta2)
-        torch._foreach_addcmul_(self._squares, gradients, gradients, value=1 - beta2)
-        below = torch._foreach_sqrt(self._squares)
+        if self.weight_decay and (heavy := [p for p in parameters if p.ndim > 1]):
+            torch._foreach_mul_(heavy, 1 - lr * self.weight_decay)
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        below = torch._foreach_sqrt(squares)
         torch._foreach_div_(below, (1 - beta2**self._steps) ** 0.5)
         torch._foreach_add_(below, 1e-8)
         pace = -lr / (1 - beta1**self._steps)
-        torch._foreach_addcdiv_(self._parameters, self._means, below, value=pace)
+        torch._foreach_addcdiv_(parameters, means, below, value=pace)
+
+    def state(self) -> dict[str, Tensor]:
+        """Both moments of each parameter by its number, and the steps done."""
+        means = {f"mean {index}": each for index, each in enumerate(self._means)}
+        squares = {f"square {index}": each for index, each in enumerate(self._squares)}
+        return means | squares | {"steps": torch.tensor(self._steps)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Puts a saved state back."""
+        for index, (mean, square) in enumerate(zip(self._means, self._squares, strict=True)):
+            mean.copy_(state[f"mean {index}"])
+            square.copy_(state[f"square {index}"])
+        self._steps = int(state["steps"])

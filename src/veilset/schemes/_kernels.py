@@ -135,6 +135,17 @@ def _corner(
 
 
 @compiled
+def _fetch_region(
+    flat: Bytes, start: np.uint64, span: np.uint64, down: np.uint64, rows: int
+) -> None:
+    """Tells the processor that both ends of so many rows will be used soon."""
+    for _ in range(rows):
+        _fetch(flat, start)
+        _fetch(flat, start + span)
+        start += down
+
+
+@compiled
 def move_blocks(  # noqa: PLR0917
     source: Bytes,
     target: Bytes,
@@ -176,12 +187,8 @@ def move_blocks(  # noqa: PLR0917
         if m + channels < len(groups) and groups[m + channels] // channels != fetched:
             fetched = groups[m + channels] // channels
             soon = _corner(fetched, corner, grid, sides, source.shape)
-            for _ in range(sides[0]):
-                _fetch(flat, soon)
-                _fetch(flat, soon + span)
-                _fetch(out, soon)
-                _fetch(out, soon + span)
-                soon += down
+            _fetch_region(flat, soon, span, down, sides[0])
+            _fetch_region(out, soon, span, down, sides[0])
         base = _corner(groups[m] // channels, corner, grid, sides, source.shape)
         base += np.uint64(groups[m] % channels)
         for k in range(n):

@@ -32,32 +32,42 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         file.write(data)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The folder's checkpoint with its tensors on the CPU, or None if there is none.
-
-    Only tensors and plain values are unpickled (`weights_only`), after the digest was compared.
+def read_checkpoint(folder: Path) -> bytes | None:
+    """What `save_checkpoint` saved, its digest compared, or None if there is nothing.
 
     Raises:
-        CorruptError: The file was altered, or holds anything else.
+        CorruptError: The file was altered.
     """
     path = folder / NAME
     if not path.exists():
         return None
     data = path.read_bytes()
+    if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+        raise _no_use(folder, "its digest is another")
+    return data[_DIGEST:]
+
+
+def unpack_checkpoint(data: bytes, folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint's bytes, with its tensors on the CPU.
+
+    Only tensors and plain values are unpickled (`weights_only`).
+
+    Raises:
+        CorruptError: The bytes hold anything else; the folder is named.
+    """
     try:
-        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            raise ValueError("its digest is another")
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True
-        )
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; none of them may end in a guess
-        reason = " ".join(str(error).split())[:200]
-        raise CorruptError(
-            f"{path} cannot be resumed from ({reason}): remove {folder} and train again."
-        ) from None
+        raise _no_use(folder, " ".join(str(error).split())[:200]) from None
     return state
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Removes the folder's checkpoint, if there is one."""
     (folder / NAME).unlink(missing_ok=True)
+
+
+def _no_use(folder: Path, reason: str) -> CorruptError:
+    return CorruptError(
+        f"{folder / NAME} cannot be resumed from ({reason}): remove {folder} and train again."
+    )

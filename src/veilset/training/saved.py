@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +28,7 @@ class ModelCard(Params):
     """All that is needed to use a trained classifier, and how it came about.
 
     Attributes:
-        format: Version of this layout, 1.
+        format: Version of this layout, 2; `load_card` reads 1 as well.
         architecture: Name in the registry.
         parameters: Parameters of the architecture.
         classes: Class names in the order of the logits.
@@ -37,12 +38,16 @@ class ModelCard(Params):
         trained_on: Root digests of the sets it was trained on.
         training_images: How many images that was.
         seed: The seed.
-        recipe: Training parameters, with the augmentation as it was applied.
+        recipe: Training parameters, with learning rate and augmentation as they were applied.
         device: What it was trained on, `cpu` or `cuda`.
         device_name: The name of that hardware.
         precision: `fp32` or `bf16`.
+        compiled: Whether the network was compiled.
+        processes: How many trained it together.
+        streamed: The images stayed in main memory, as the device had not the room.
         threads: Threads of the CPU that computed.
         torch_version: Version of torch.
+        batch: Images in a step, over all processes; 0 where that is not known.
         accumulation: Micro-batches in a step; more than 1 where the memory was short, and then
             batch normalisation saw micro-batches.
         epochs: Passes over the training images.
@@ -53,7 +58,7 @@ class ModelCard(Params):
         weights_sha256: SHA-256 of `model.safetensors`.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     architecture: str
     parameters: dict[str, Any]
     classes: tuple[str, ...]
@@ -67,8 +72,12 @@ class ModelCard(Params):
     device: str
     device_name: str
     precision: Literal["fp32", "bf16"]
+    compiled: bool = False
+    processes: int = Field(1, ge=1)
+    streamed: bool = False
     threads: int
     torch_version: str
+    batch: int = Field(0, ge=0)
     accumulation: int
     epochs: int
     seconds: float = Field(ge=0, allow_inf_nan=False)
@@ -99,6 +108,12 @@ def save_model(folder: Path, weights: bytes, card: ModelCard) -> None:
     write_json(folder / CARD, card.model_dump(mode="json"))
 
 
+_NO_CARD: Final = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError,
+    SettingsError,
+)  # fmt: skip
+
+
 def load_card(folder: Path) -> ModelCard:
     """Reads and checks `model.json` of a model's folder.
 
@@ -108,9 +123,9 @@ def load_card(folder: Path) -> ModelCard:
     path = folder / CARD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        card = ModelCard.parse(values, str(path))
+        card = ModelCard.parse(_upgraded(values), str(path))
         _require_consistent(card)
-    except (OSError, ValueError, TypeError, RecursionError, SettingsError) as error:
+    except _NO_CARD as error:
         raise CorruptError(f"{path} is not a model's card ({error}): train it again.") from None
     return card
 
@@ -143,6 +158,22 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         reason = " ".join(str(error).split())[:300]
         raise CorruptError(f"{path} cannot be used ({reason}): train it again.") from None
     return model.eval().to(memory_format=torch.channels_last), card
+
+
+_SINCE_1: Final = {
+    "milestones": [0.5, 0.75], "decay": 0.1, "ema": 0.0, "compile": "off", "optimiser": "sgd",
+    "schedule": "one_cycle",
+}  # fmt: skip
+"""What every training of format 1 did, which had no names for it in its parameters."""
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A card of format 1 as one of format 2; any other as it is."""
+    if values.get("format", 1) != 1:
+        return values
+    recipe = {**values["recipe"], **_SINCE_1}
+    count, size = values["training_images"], recipe["batch_size"]
+    return {**values, "format": 2, "recipe": recipe, "batch": ceil(count / ceil(count / size))}
 
 
 def _require_consistent(card: ModelCard) -> None:
