@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scheme", action="append", help="besides plain; repeatable")
     parser.add_argument("--seed", action="append", type=int, help="repeatable; by default 0")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="by default chosen by the number of images")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--project", type=Path, help="a project of an earlier run, to go on")
     return parser.parse_args()
@@ -98,8 +98,8 @@ def _params(options: argparse.Namespace) -> dict[str, Any]:
         "seeds": options.seed or [0],
         "attacked_models": [],
         "model_attacks": [],
-        "train": {"epochs": options.epochs, "batch_size": options.batch_size, "flip": "auto",
-                  "device": options.device},
+        "train": {"epochs": options.epochs, "batch_size": options.batch_size or "auto",
+                  "flip": "auto", "device": options.device},
         "evaluate": {},
         "gate": {},
     }  # fmt: skip

@@ -75,7 +75,8 @@ def test_the_card_says_what_was_chosen(folder: Path, tmp_path: Path) -> None:
     assert (card.compiled, card.processes, card.streamed, card.batch) == (False, 1, False, 16)
     assert card.recipe["compile"] == "auto" and card.recipe["precision"] == "auto"
     made = train(stripes(50), stripes(8), params(lr=None, epochs=1), subject(), tmp_path / "m")
-    assert (made.card.batch, made.card.recipe["lr"]) == (13, 0.1)
+    assert (made.card.batch, made.card.recipe["batch_size"]) == (13, 16)
+    assert made.card.recipe["lr"] == 0.05, "0.1 for 64 images, and the root of the batch"
 
 
 def test_a_card_of_format_1_is_read_as_what_it_meant(copy: Path) -> None:

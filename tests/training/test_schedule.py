@@ -20,17 +20,16 @@ def test_multi_step_falls_at_its_milestones_and_nowhere_else() -> None:
 
 def test_the_parameters_choose_the_schedule() -> None:
     done = np.linspace(0, 1, 9)
-    falls = params(schedule="multi_step", milestones=[0.3], decay=0.5, lr=0.4)
-    assert [learning_rate(falls, each) for each in done] == [0.4] * 3 + [0.2] * 6
-    stays = params(schedule="constant", lr=0.4)
-    assert [learning_rate(stays, each) for each in done] == [0.4] * 9
-    assert [learning_rate(params(lr=0.4), each) for each in done] == [
+    falls = params(schedule="multi_step", milestones=[0.3], decay=0.5)
+    assert [learning_rate(falls, 0.4, each) for each in done] == [0.4] * 3 + [0.2] * 6
+    stays = params(schedule="constant")
+    assert [learning_rate(stays, 0.4, each) for each in done] == [0.4] * 9
+    assert [learning_rate(params(), 0.4, each) for each in done] == [
         one_cycle(each, 0.4) for each in done
     ]
 
 
 def test_each_optimiser_has_a_learning_rate_of_its_own() -> None:
     for optimiser, lr in (("sgd", 0.1), ("adam", 0.003)):
-        chosen = params(optimiser=optimiser, schedule="constant", lr=None)
-        assert learning_rate(chosen, 0.5) == lr
-    assert learning_rate(params(optimiser="adam", schedule="constant", lr=0.7), 0.5) == 0.7
+        assert params(optimiser=optimiser, lr=None, batch_size=64).peak_for(9) == lr
+    assert params(optimiser="adam", lr=0.7).peak_for(9) == 0.7

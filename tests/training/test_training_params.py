@@ -35,6 +35,20 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(values: Any, words: str) -
     assert str(caught.value).startswith("params.yaml: train.")
 
 
+@pytest.mark.parametrize(
+    ("count", "batch"), [(8, 64), (800, 64), (1023, 64), (1024, 128), (5000, 512), (10**6, 512)]
+)
+def test_batches_go_by_the_number_of_images_and_the_rate_by_the_batch(
+    count: int, batch: int
+) -> None:
+    settled = TrainingParams().settled(count)
+    assert (settled.batch_size, settled.lr) == (batch, pytest.approx(0.1 * (batch / 64) ** 0.5))
+    assert settled.settled(10) == settled, "what was chosen stays"
+    asked = TrainingParams(batch_size=256, lr=0.3).settled(count)
+    assert (asked.batch_size, asked.lr) == (256, 0.3)
+    assert TrainingParams(optimiser="adam", batch_size=256).peak_for(count) == pytest.approx(0.006)
+
+
 def test_all_values_of_any_parameters_are_taken_again() -> None:
     # As a card states them: also those that nothing reads.
     for values in ({}, {"optimiser": "adam", "schedule": "constant"}, {"schedule": "multi_step"}):

@@ -144,8 +144,9 @@ def _task(
 ) -> Task:  # fmt: skip
     engine = choose_engine(params.device, params.precision)
     count, height, width, channels = train_set.images.shape
+    params = params.settled(count)
     normalisation = measure_normalisation(train_set.images)
-    steps = ceil(count / params.batch_size)
+    steps = ceil(count / params.batch_for(count))
     if count // steps < ranks.count:
         raise TrainingError(
             f"a batch of {count // steps} images is too small for {ranks.count} processes: raise "
@@ -240,13 +241,13 @@ def _epoch(run: Run, task: Task, pulse: Pulse | None) -> Epoch:
     if pulse is not None:
         pulse.start(number)
     run.model.train()
-    parts = even_slices(count, task.steps)
+    parts, peak = even_slices(count, task.steps), task.params.peak_for(count)
     shares = [ranks.share(part) for part in parts]
     totals, lr, seen = Totals.nothing(task.engine), 0.0, 0
     with closing(task.train.batches(order, None if still else moves, shares)) as batches:
         for step, (pixels, labels) in enumerate(batches):
             done = (number - 1 + step / task.steps) / task.params.epochs
-            lr, size = learning_rate(task.params, done), parts[step].stop - parts[step].start
+            lr, size = learning_rate(task.params, peak, done), parts[step].stop - parts[step].start
             totals = totals.plus(_step(run, task, pixels, labels, size, lr))
             seen += len(labels)
             if step % _LOOK == 0 or step == task.steps - 1:
@@ -325,7 +326,7 @@ def _validate(model: nn.Module, task: Task) -> tuple[float, float]:
     model.eval()
     data, totals = task.validation, Totals.nothing(task.engine)
     count = len(data)
-    parts = even_slices(count, ceil(count / task.params.batch_size))
+    parts = even_slices(count, ceil(count / task.params.batch_for(len(task.train))))
     shares = [own for part in parts if (own := task.ranks.share(part)).start < own.stop]
     with closing(data.batches(torch.arange(count), None, shares)) as batches:
         for pixels, labels in batches:

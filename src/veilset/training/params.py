@@ -1,7 +1,8 @@
 """The knobs of a training, and how its images are augmented."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Final, Literal
+from math import sqrt
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,7 +14,12 @@ from veilset.schemes.base import Declaration
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 PEAKS: Final = {"sgd": 0.1, "adam": 0.003}
-"""The learning rate of each optimiser where none is given (ours: short runs on digits did well)."""
+"""The learning rate of each optimiser for batches of 64 where none is given (ours: short runs on
+digits did well)."""
+
+_LEAST_BATCH: Final = 64
+_LARGEST_BATCH: Final = 512
+_LEAST_STEPS: Final = 8
 
 
 class TrainingParams(Params):
@@ -22,10 +28,13 @@ class TrainingParams(Params):
     Attributes:
         epochs: Passes over the training images.
         batch_size: Largest number of images in one step, over all processes; all steps of an epoch
-            have the same number of images within one.
+            have the same number of images within one. `auto` goes by the number of images alone, so
+            that results depend on no machine: the power of two from 64 to 512 that leaves 8 steps
+            an epoch or more. Where memory is short, a batch is done in parts.
         optimiser: `sgd` with Nesterov momentum, or `adam` with decoupled weight decay (AdamW,
             Loshchilov and Hutter 2019).
-        lr: Peak learning rate; without one, 0.1 for `sgd` and 0.003 for `adam`.
+        lr: Peak learning rate; without one, 0.1 for `sgd` and 0.003 for `adam`, times the root of
+            batch_size over 64 (Krizhevsky, arXiv 1404.5997, section 5).
         schedule: Of the learning rate: `one_cycle` rises for a quarter of the run and falls to
             almost nothing, `multi_step` falls at milestones, `constant` stays.
         milestones: Where `multi_step` falls, as shares of the run in ascending order.
@@ -56,7 +65,7 @@ class TrainingParams(Params):
     """
 
     epochs: int = Field(6, ge=1, le=10_000)
-    batch_size: int = Field(64, ge=2, le=65_536)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=2, le=65_536)] = "auto"
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float | None = Field(None, gt=0, le=100)
     schedule: Literal["one_cycle", "multi_step", "constant"] = "one_cycle"
@@ -75,10 +84,23 @@ class TrainingParams(Params):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     deterministic: bool = True
 
-    @property
-    def peak(self) -> float:
-        """The peak learning rate."""
-        return PEAKS[self.optimiser] if self.lr is None else self.lr
+    def batch_for(self, count: int) -> int:
+        """The largest number of images in one step of an epoch of so many."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        fits = max(1, count // _LEAST_STEPS)
+        return min(max(1 << (fits.bit_length() - 1), _LEAST_BATCH), _LARGEST_BATCH)
+
+    def peak_for(self, count: int) -> float:
+        """The peak learning rate of a training on so many images."""
+        if self.lr is not None:
+            return self.lr
+        return PEAKS[self.optimiser] * sqrt(self.batch_for(count) / _LEAST_BATCH)
+
+    def settled(self, count: int) -> Self:
+        """The same for so many images, with nothing left to be chosen by their number."""
+        chosen = {"batch_size": self.batch_for(count), "lr": self.peak_for(count)}
+        return self.model_copy(update=chosen)
 
     @field_validator("compile", mode="before")
     @classmethod

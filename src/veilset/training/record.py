@@ -30,7 +30,7 @@ def plan(task: Task) -> str:
 def card(run: Run, task: Task, weights: bytes) -> ModelCard:
     """The card of a finished run, whose weights are these."""
     params, subject, count = task.params, task.subject, len(task.train)
-    recipe = params.model_dump(mode="json") | {"lr": params.peak} | asdict(task.augmentation)
+    recipe = params.model_dump(mode="json") | asdict(task.augmentation)
     return ModelCard(
         architecture=subject.model,
         parameters=dict(subject.model_params),

@@ -6,18 +6,19 @@ from math import cos, pi
 from veilset.training.params import TrainingParams
 
 
-def learning_rate(params: TrainingParams, done: float) -> float:
+def learning_rate(params: TrainingParams, peak: float, done: float) -> float:
     """The learning rate of a step.
 
     Args:
         params: They name the schedule.
+        peak: Its highest learning rate.
         done: Share of all steps that are done, 0..1.
     """
     if params.schedule == "constant":
-        return params.peak
+        return peak
     if params.schedule == "multi_step":
-        return multi_step(done, params.peak, params.milestones, params.decay)
-    return one_cycle(done, params.peak)
+        return multi_step(done, peak, params.milestones, params.decay)
+    return one_cycle(done, peak)
 
 
 def one_cycle(done: float, peak: float) -> float:
