@@ -280,7 +280,7 @@ class Resident:
                     logits.float(), labels, label_smoothing=self.params.label_smoothing
                 )
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step(self.params.peak)
+                optimiser.step(self.params.peak_for(self.work.count))
             synchronise(self.engine)
             return time.perf_counter() - start
 

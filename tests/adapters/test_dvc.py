@@ -28,7 +28,7 @@ from veilset.errors import AuditError, BusyError, CorruptError
 
 STAGES = {
     "ingest@first", "check@first", "protect@plain-first", "protect@noise-first", "attack@plain",
-    "attack@noise", "train@noise-tiny", "evaluate", "gate", "report",
+    "attack@noise", "train@noise-tiny-0", "evaluate", "gate", "report",
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_changed_stages_are_those_and_all_after_them(
     assert changed_stages(project, graph) == frozenset()
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("strength: 3", "strength: 4"))
-    expected = {"protect@noise-first", "attack@noise", "train@noise-tiny", "evaluate", "gate",
+    expected = {"protect@noise-first", "attack@noise", "train@noise-tiny-0", "evaluate", "gate",
                 "report"}  # fmt: skip
     assert changed_stages(project, graph) == expected
 

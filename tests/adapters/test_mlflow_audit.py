@@ -241,6 +241,8 @@ def test_verdicts_rows_and_parameters_are_on_record(recorded: tuple[Path, SyncRe
                                              "data_docs/index.html"}  # fmt: skip
     evaluated = run_of(root, "evaluate").data.metrics
     assert evaluated["noise/tiny/on_plain/loss_points"] == 12.5
+    assert evaluated["compare/tiny/noise_less_plain/value"] == -0.125
+    assert evaluated["compare/tiny/noise_less_plain/p_adjusted"] == 0.04
 
 
 def test_the_source_finds_the_version_by_its_commit(

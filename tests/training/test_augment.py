@@ -119,7 +119,7 @@ def test_compiled_and_tensor_normalisation_have_the_same_bits(
     found = normalise(pixels.permute(0, 3, 1, 2), mean, std + 0.01)
     expected = pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std + 0.01)
     assert torch.equal(found, expected)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found.stride() == expected.stride()
     # Any other layout, and pixels that are no bytes, take the tensor operations.
     assert torch.equal(normalise(pixels.permute(0, 3, 1, 2).contiguous(), mean, std + 0.01), found)
     assert torch.equal(normalise(pixels.permute(0, 3, 1, 2).double(), mean, std + 0.01), found)

@@ -517,6 +517,11 @@ def _read_evaluate(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
             for one in row["seeds"]:
                 place_of = f"{prefix}/seed_{one['seed']}"
                 draft.points += _points(place_of, one, _SEED_KEYS, trained_by[one["seed"]], use)
+    for one in document.get("contrasts", []):
+        prefix = clean_key(f"compare/{one['model']}/{one['scheme']}_less_{one['other']}")
+        figures = {**one["difference"], "p_adjusted": one["adjusted"], "runs": one["runs"]}
+        for key, value in figures.items():
+            draft.number(f"{prefix}/{key}", value)
     _attach(place, stage, "evaluation.json", draft)
 
 

@@ -79,10 +79,11 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     values = pixels.permute(0, 2, 3, 1)
     if pixels.device.type != "cpu" or pixels.dtype != torch.uint8 or not values.is_contiguous():
         return pixels.float().div_(255).sub_(mean).div_(std)
-    out = torch.empty(values.shape)
+    # With the same strides, which decide between kernels where there is one channel.
+    out = torch.empty_like(pixels, dtype=torch.float32)
     means, stds = (each.view(-1).repeat(values.shape[2]).numpy() for each in (mean, std))
-    standardise(values.numpy(), means, stds, out.numpy())
-    return out.permute(0, 3, 1, 2)
+    standardise(values.numpy(), means, stds, out.permute(0, 2, 3, 1).numpy())
+    return out
 
 
 def measure_normalisation(images: Images) -> Normalisation:
