@@ -10,6 +10,7 @@ printed; give it again by `--project` to go on after an interruption. Writes
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -112,7 +113,9 @@ def _drops(cifar: Path) -> dict[str, Any]:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, check=False)
+    # The stages' `python` is the one that runs this.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, check=False)
     if done.returncode != 0:
         raise TrainingError(f"{' '.join(command[:4])} failed in {folder}: see what it says above.")
 
