@@ -26,7 +26,7 @@ from veilset.files import write_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-ROLES = {"train": 0.94, "validation": 0.04, "test": 0.01, "auxiliary": 0.01, "gallery": 0.0}
+SHARES = {"train": 0.94, "validation": 0.04, "test": 0.01, "auxiliary": 0.01, "gallery": 0.0}
 FIGURES = ("scheme", "model", "test_on", "protected_by", "declared", "runs", "accuracy", "low",
            "high", "n", "loss_points", "loss_low", "loss_high", "ece", "train_seconds",
            "train_time_ratio", "images_per_second", "seeds")  # fmt: skip
@@ -87,7 +87,7 @@ def _params(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": {"name": "cifar10"},
         "resources": {"workers": 2, "live_after": 0},
-        "ingest": {"size": 32, "channels": 3, "roles": ROLES},
+        "ingest": {"size": 32, "channels": 3, "shares": SHARES},
         "check": {},
         "fit": {},
         "schemes": schemes,
