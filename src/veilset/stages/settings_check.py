@@ -9,10 +9,11 @@ from veilset.models.registry import architecture
 from veilset.release.gate import GateParams
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
 from veilset.stages.attack import COMMON, CommonAttackParams
+from veilset.stages.attack_model import network_attacks
 from veilset.stages.evaluate import EvaluationParams
 from veilset.stages.fit import FitParams
 from veilset.stages.project import block, scheme_of
-from veilset.training.params import TrainingParams
+from veilset.stages.train import parameters as training_parameters
 
 
 def check_all(root: Path) -> str:
@@ -25,7 +26,7 @@ def check_all(root: Path) -> str:
     IngestParams.parse(settings.ingest, f"{PARAMS_FILE}: ingest")
     CheckParams.parse(settings.check, f"{PARAMS_FILE}: check")
     FitParams.parse(settings.fit, f"{PARAMS_FILE}: fit")
-    TrainingParams.parse(settings.train, f"{PARAMS_FILE}: train")
+    training_parameters(settings, settings.seeds[0])
     EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
     GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
     for name in settings.schemes:
@@ -35,10 +36,11 @@ def check_all(root: Path) -> str:
         architecture(kind).parameters.parse(values, f"{PARAMS_FILE}: model.{name}")
     where = f"{PARAMS_FILE}: attack.{COMMON}"
     common = CommonAttackParams.parse(block(settings.attack, COMMON), where)
-    for name in settings.attacks:
+    for name in (*settings.attacks, *network_attacks(settings)):
         values = block(settings.attack, name)
         make_attack(name, values, f"{PARAMS_FILE}: attack.{name}", common.effort)
     return (
         f"{len(drops.names)} drops, {len(settings.schemes)} schemes, {len(settings.attacks)} "
-        f"attacks, {len(settings.models)} models: all settings are understood"
+        f"attacks, {len(settings.models)} models under {len(settings.seeds)} seeds: all settings "
+        "are understood"
     )
