@@ -5,46 +5,18 @@ import json
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from cli_run import Run, sentence
 from PIL import Image
 
-from veilset.cli import app
-from veilset.console import run_reporting_errors
 from veilset.data.shards import ImageSet
 from veilset.files import locked, read_table
-from veilset.quiet import quiet
 
 DATASETS = Path(__file__).parents[3] / "shared/datasets"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.chdir(tmp_path)
-    quiet()
-
-    def command(*words: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = run_reporting_errors(lambda: app([str(word) for word in words]))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
-
-
-def sentence(err: str) -> str:
-    found = [line for line in err.splitlines() if line.startswith("veilset: ")]
-    assert len(found) == 1, err
-    return found[0]
 
 
 def photographs(folder: Path, count: int = 24, broken: int = 10) -> Path:

@@ -4,20 +4,18 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cli_run import Run, sentence
 from PIL import Image
 
-from veilset.cli import app
-from veilset.console import run_reporting_errors
 from veilset.data.manifest import Manifest
 from veilset.data.shards import ImageSet, write_set
 from veilset.keys import DEMO_PROTECTION_KEY, Key
-from veilset.quiet import quiet
 from veilset.schemes.base import Scheme
 from veilset.schemes.fitted import Lessons, save_fitted
 from veilset.schemes.protect import protect_set
@@ -33,31 +31,6 @@ from veilset.types import Images
 SIDE = 16
 CLASSES = ("=rows", "columns", "neither", "both")
 MASKING: Mapping[str, Any] = {"patch_px": 4, "epochs": 1, "teacher_width": 4}
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.chdir(tmp_path)
-    quiet()
-
-    def command(*words: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = run_reporting_errors(lambda: app(["predict", *(str(word) for word in words)]))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
-
-
-def sentence(err: str) -> str:
-    found = [line for line in err.splitlines() if line.startswith("veilset: ")]
-    assert len(found) == 1, err
-    return found[0]
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -147,7 +120,9 @@ def assert_tells(text: str, probabilities: np.ndarray, classes: tuple[str, ...])
 def test_queries_are_protected_as_the_release_was_and_never_written(
     run: Run, mixed: Case, tmp_path: Path
 ) -> None:
-    code, out, err = run(mixed.model, mixed.images, "--release", mixed.release, "--demo-key")
+    code, out, err = run(
+        "predict", mixed.model, mixed.images, "--release", mixed.release, "--demo-key"
+    )
     assert code == 0, err
     protected = protect_batch(mixed.scheme, mixed.queries, key=DEMO_PROTECTION_KEY)
     assert_tells(out, mixed.expected(protected), CLASSES)
@@ -162,25 +137,29 @@ def test_queries_are_protected_as_the_release_was_and_never_written(
 def test_the_scheme_can_be_named_in_place_of_the_release(
     run: Run, mixed: Case, tmp_path: Path
 ) -> None:
-    by_release = run(mixed.model, mixed.images, "--release", mixed.release, "--demo-key")[1]
+    by_release = run(
+        "predict", mixed.model, mixed.images, "--release", mixed.release, "--demo-key"
+    )[1]
     named = ("--scheme", "visualmixer", "--demo-key", "--set")
-    code, out, _ = run(mixed.model, mixed.images, *named, "region_px=8", "--output", "said.csv")
+    code, out, _ = run(
+        "predict", mixed.model, mixed.images, *named, "region_px=8", "--output", "said.csv"
+    )
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["said.csv"]
     assert (tmp_path / "said.csv").read_text() == by_release
     assert "protected by VisualMixer" in out
     assert "6 images" in out
-    assert run(mixed.model, mixed.images, *named, "region_px=4")[1] != by_release
+    assert run("predict", mixed.model, mixed.images, *named, "region_px=4")[1] != by_release
 
 
 def test_an_archive_and_a_single_image_tell_the_same_as_the_folder(
     run: Run, mixed: Case, tmp_path: Path
 ) -> None:
     how = ("--release", mixed.release, "--demo-key")
-    rows = table(run(mixed.model, mixed.images, *how)[1])
+    rows = table(run("predict", mixed.model, mixed.images, *how)[1])
     shutil.make_archive(str(tmp_path / "all"), "zip", mixed.images)
-    assert table(run(mixed.model, "all.zip", *how)[1]) == rows
-    code, out, err = run(mixed.model, mixed.images / "query-3.png", *how)
+    assert table(run("predict", mixed.model, "all.zip", *how)[1]) == rows
+    code, out, err = run("predict", mixed.model, mixed.images / "query-3.png", *how)
     assert code == 0, err
     assert table(out) == [rows[3]]
 
@@ -191,7 +170,7 @@ def test_images_of_another_shape_are_brought_to_the_models(
     grey = stripes(1, channels=1, seed=4)[0][0, ..., 0]
     large = Image.fromarray(grey).resize((2 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)
     large.save(tmp_path / "query-0.png")
-    code, out, _ = run(labelled.model, "query-0.png")
+    code, out, _ = run("predict", labelled.model, "query-0.png")
     assert code == 0
     pixels = np.repeat(grey[None, ..., None], 3, axis=3)
     assert_tells(out, labelled.expected(pixels), ("rows", "columns"))
@@ -199,7 +178,7 @@ def test_images_of_another_shape_are_brought_to_the_models(
 
 def test_queries_stay_plain_where_the_scheme_declares_it(run: Run, labelled: Case) -> None:
     for how in ((), ("--release", labelled.release), ("--scheme", "pixel_block_mixing")):
-        code, out, err = run(labelled.model, labelled.images, *how)
+        code, out, err = run("predict", labelled.model, labelled.images, *how)
         assert code == 0, err
         assert "Images stay plain: pixel_block_mixing" in err
         assert_tells(out, labelled.expected(labelled.queries), ("rows", "columns"))
@@ -208,7 +187,7 @@ def test_queries_stay_plain_where_the_scheme_declares_it(run: Run, labelled: Cas
 
 def test_a_model_of_plain_images_needs_no_word_of_its_scheme(run: Run, tmp_path: Path) -> None:
     made = Case(tmp_path, make_scheme("plain", {}, "test"))
-    code, out, err = run(made.model, made.images)
+    code, out, err = run("predict", made.model, made.images)
     assert code == 0, err
     assert "Images stay plain, as those were" in err
     assert_tells(out, made.expected(made.queries), CLASSES)
@@ -216,13 +195,13 @@ def test_a_model_of_plain_images_needs_no_word_of_its_scheme(run: Run, tmp_path:
 
 def test_a_learnt_mask_reaches_a_network_that_reads_it(run: Run, masked: Case) -> None:
     how = (masked.model, masked.images, "--release", masked.release)
-    code, out, err = run(*how, "--fitted", masked.fitted)
+    code, out, err = run("predict", *how, "--fitted", masked.fitted)
     assert code == 0, err
     zeros, ids = np.zeros(6, dtype=np.int64), np.arange(96, dtype=np.uint8).reshape(6, 16)
     made = masked.scheme.protect(masked.queries, zeros, ids, Key(bytes(32)))
     assert 0 < made.side["mask"].mean() < 1
     assert_tells(out, masked.expected(made.images, made.side["mask"]), CLASSES)
-    code, out, err = run(*how)
+    code, out, err = run("predict", *how)
     assert (code, out) == (1, "")
     assert "--fitted PATH" in sentence(err)
 
@@ -239,7 +218,7 @@ def test_what_another_fit_learnt_is_refused(run: Run, masked: Case, tmp_path: Pa
             fitted = type(fitted)(fitted.scheme, fitted.version, fitted.parameters, kept)
         save_fitted(tmp_path / "other", fitted)
         how = ("--release", masked.release, "--fitted", "other")
-        code, _, err = run(masked.model, masked.images, *how)
+        code, _, err = run("predict", masked.model, masked.images, *how)
         assert code == 1
         assert expected in sentence(err)
 
@@ -255,19 +234,19 @@ def test_broken_files_are_listed_with_reasons_and_do_not_stop_the_rest(
         ("none", b""),
     ):
         (tmp_path / f"in/{name}.png").write_bytes(content)
-    code, out, err = run(labelled.model, "in")
+    code, out, err = run("predict", labelled.model, "in")
     assert code == 0
     assert len(table(out)) == 6
     assert sum(line.startswith("refused: ") for line in err.splitlines()) == 3
     assert "refused: page.png: It begins as text" in err
     assert "Refused 3 of 9 files: 1 empty, 1 incomplete, 1 not_an_image." in err
-    code, out, err = run(labelled.model, "in", "--strict", "--output", "said.csv")
+    code, out, err = run("predict", labelled.model, "in", "--strict", "--output", "said.csv")
     assert code == 1
     assert "3 of 9 files" in sentence(err)
     assert not (tmp_path / "said.csv").exists()
     for path in (tmp_path / "in").glob("query-*"):
         path.unlink()
-    code, out, err = run(labelled.model, "in")
+    code, out, err = run("predict", labelled.model, "in")
     assert (code, out) == (1, "")
     assert "none of the 3 files of in can be used" in sentence(err)
 
@@ -275,18 +254,20 @@ def test_broken_files_are_listed_with_reasons_and_do_not_stop_the_rest(
 def test_in_a_project_the_release_and_its_key_are_found(
     run: Run, mixed: Case, tmp_path: Path
 ) -> None:
-    expected = run(mixed.model, mixed.images, "--release", mixed.release, "--demo-key")[1]
+    expected = run("predict", mixed.model, mixed.images, "--release", mixed.release, "--demo-key")[
+        1
+    ]
     drops = {"names": ["one", "two"], "fit_drops": ["one"],
              "drops": {"one": {"path": "x"}, "two": {"path": "y"}}}  # fmt: skip
     (tmp_path / "drops.yaml").write_text(json.dumps(drops))
     shutil.copytree(mixed.release, "data/protected/visualmixer/two")
-    assert run(mixed.model, mixed.images, "--demo-key")[1] == expected
+    assert run("predict", mixed.model, mixed.images, "--demo-key")[1] == expected
     (tmp_path / "keys").mkdir()
     for kind, key in (("protection", DEMO_PROTECTION_KEY), ("ids", Key(b"i" * 32))):
         (tmp_path / f"keys/{kind}.key").write_text(f"{key.secret.hex()}\n")
         (tmp_path / f"keys/{kind}.key").chmod(0o600)
         (tmp_path / f"keys/{kind}.fingerprint").write_text(f"{key.fingerprint}\n")
-    code, out, err = run(mixed.model, mixed.images)
+    code, out, err = run("predict", mixed.model, mixed.images)
     assert code == 0, err
     assert "as for data/protected/visualmixer/two" in err
     assert out == expected
@@ -318,7 +299,9 @@ def test_bad_use_is_one_sentence(
     places = {
         "RELEASE": mixed.release, "OTHER": labelled.release, "PLAIN": mixed.release.parent / "in"
     }  # fmt: skip
-    code, out, err = run(mixed.model, mixed.images, *(places.get(word, word) for word in words))
+    code, out, err = run(
+        "predict", mixed.model, mixed.images, *(places.get(word, word) for word in words)
+    )
     assert (code, out) == (1, "")
     assert expected in sentence(err)
     assert [path.name for path in tmp_path.iterdir()] == ["other.key"]
@@ -327,17 +310,17 @@ def test_bad_use_is_one_sentence(
 def test_no_model_and_altered_weights_are_told_apart(
     run: Run, labelled: Case, tmp_path: Path
 ) -> None:
-    code, _, err = run("nothing", labelled.images)
+    code, _, err = run("predict", "nothing", labelled.images)
     assert code == 1
     assert "nothing holds no trained CNN" in sentence(err)
     shutil.copytree(labelled.model, "model")
     content = bytearray((tmp_path / "model" / WEIGHTS).read_bytes())
     content[-5] ^= 1
     (tmp_path / "model" / WEIGHTS).write_bytes(content)
-    code, _, err = run("model", labelled.images)
+    code, _, err = run("predict", "model", labelled.images)
     assert code == 1
     assert "SHA-256" in sentence(err)
-    code, _, err = run(labelled.model, "away")
+    code, _, err = run("predict", labelled.model, "away")
     assert code == 1
     assert "away" in sentence(err)
 
@@ -347,7 +330,7 @@ def test_names_that_a_spreadsheet_would_compute_are_quoted(
 ) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(mixed.queries[0]).save(tmp_path / "in/=1+1.png")
-    out = run(mixed.model, "in", "--release", mixed.release, "--demo-key")[1]
+    out = run("predict", mixed.model, "in", "--release", mixed.release, "--demo-key")[1]
     (row,) = table(out)
     assert row["name"] == "'=1+1.png"
     assert "'=rows" in row.values()
