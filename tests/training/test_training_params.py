@@ -36,7 +36,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(values: Any, words: str) -
 
 
 @pytest.mark.parametrize(
-    ("count", "batch"), [(8, 64), (800, 64), (1023, 64), (1024, 128), (5000, 512), (10**6, 512)]
+    ("count", "batch"), [(8, 64), (32_767, 64), (32_768, 128), (50_000, 128), (10**6, 512)]
 )
 def test_batches_go_by_the_number_of_images_and_the_rate_by_the_batch(
     count: int, batch: int

@@ -19,7 +19,7 @@ digits did well)."""
 
 _LEAST_BATCH: Final = 64
 _LARGEST_BATCH: Final = 512
-_LEAST_STEPS: Final = 8
+_LEAST_STEPS: Final = 256
 
 
 class TrainingParams(Params):
@@ -29,8 +29,8 @@ class TrainingParams(Params):
         epochs: Passes over the training images.
         batch_size: Largest number of images in one step, over all processes; all steps of an epoch
             have the same number of images within one. `auto` goes by the number of images alone, so
-            that results depend on no machine: the power of two from 64 to 512 that leaves 8 steps
-            an epoch or more. Where memory is short, a batch is done in parts.
+            that results depend on no machine: the power of two from 64 to 512 that leaves 256
+            steps an epoch or more. Where memory is short, a batch is done in parts.
         optimiser: `sgd` with Nesterov momentum, or `adam` with decoupled weight decay (AdamW,
             Loshchilov and Hutter 2019).
         lr: Peak learning rate; without one, 0.1 for `sgd` and 0.003 for `adam`, times the root of
