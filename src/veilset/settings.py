@@ -77,6 +77,7 @@ class Settings(Params):
     train: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
     gate: dict[str, Any] = Field(default_factory=dict)
+    release: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("schemes", "attacks", "models", "attacked_models", "model_attacks")
     @classmethod

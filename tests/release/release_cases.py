@@ -17,6 +17,7 @@ from veilset.data.sources.registry import open_source
 from veilset.files import read_table, sha256_file
 from veilset.keys import Key
 from veilset.release.card import leakage_card
+from veilset.release.datasheet import Terms
 from veilset.release.gate import GateParams, Results, verdicts_of
 from veilset.release.ledger import Spent
 from veilset.release.readiness import Standing, release_facts
@@ -28,6 +29,7 @@ from veilset.schemes.registry import make_scheme
 
 KEY, IDS_KEY = Key(bytes(range(32))), Key(bytes(range(1, 33)))
 DAY = date(2026, 3, 1)
+TERMS = Terms(licence="For research under contract 12 only.", publisher="Example Clinic")
 SIDE = 16
 RUN = {"applicable": True, "chance": 0.01, "targets": 500, "gallery": 100, "status": "ok",
        "metric_words": "rank-1", "size": "full", "seed": 7, "seconds": 3.0}  # fmt: skip

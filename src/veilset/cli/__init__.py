@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from veilset.cli import audit, images, keys, predict, project
+from veilset.cli import audit, images, keys, predict, project, release
 from veilset.console import run_reporting_errors
 from veilset.quiet import quiet
 
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 images.add_to(app)
 predict.add_to(app)
+release.add_to(app)
 project.add_to(app)
 app.add_typer(keys.app, name="key")
 app.add_typer(audit.app, name="audit")

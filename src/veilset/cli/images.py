@@ -11,7 +11,7 @@ import yaml
 
 from veilset import keys
 from veilset.console import progress, say, up_to
-from veilset.errors import KeyFileError, SettingsError, SourceError
+from veilset.errors import CorruptError, KeyFileError, SettingsError, SourceError
 from veilset.files import read_table
 from veilset.keys import Key
 
@@ -244,11 +244,19 @@ def reassess(  # noqa: PLR0913
 
 
 def verify(
-    dataset: Annotated[Path, typer.Argument(help="A set: ingested or protected")],
+    dataset: Annotated[Path, typer.Argument(help="A set, ingested or protected, or a release")],
+    *,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Of a release: its owner's public key, as you were given it")
+    ] = None,
 ) -> None:
-    """Check every stored byte of a set against its recorded hashes."""
+    """Check every byte of a set against its hashes, or of a release against its signature."""
     from veilset.data.shards import ImageSet  # noqa: PLC0415
+    from veilset.release.bundle import STATEMENT  # noqa: PLC0415
 
+    if public_key is not None or (dataset / STATEMENT).exists():
+        _verify_release(dataset, public_key)
+        return
     images = ImageSet.open(dataset)
     total = sum(entry.bytes for entry in images.manifest.shards)
     with progress("verify", total, "B") as advance:
@@ -256,6 +264,30 @@ def verify(
     rows = sum(images.manifest.splits.values())
     say(f"{dataset}: all {total:,} bytes of {rows:,} images are as recorded.")
     say(f"Root {images.manifest.root}.")
+
+
+def _verify_release(folder: Path, public_key: Path | None) -> None:
+    from veilset.release.bundle import verify_release  # noqa: PLC0415
+    from veilset.release.signing import read_public_key  # noqa: PLC0415
+
+    if public_key is None:
+        raise KeyFileError(
+            f"{folder} is a signed release: give --public-key FILE with its owner's public key, "
+            "from the owner and not from the release."
+        )
+    key = read_public_key(public_key)
+    with progress("verify", None, "B") as advance:
+        found = verify_release(folder, key, up_to(advance))
+    for fault in found.faults:
+        say(f"- {fault}")
+    if found.statement is None or not found.sound:
+        raise CorruptError(
+            f"{folder} is not what the holder of {key.fingerprint} signed: see above."
+        )
+    told = found.statement.predicate
+    size = f"all {found.bytes:,} bytes of {found.files} files"
+    say(f"{folder}: {size} are as {key.fingerprint} signed.")
+    say(f"{told.dataset} by {told.scheme.title}, released {told.released} ({told.receiver}).")
 
 
 def export(

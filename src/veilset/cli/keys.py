@@ -1,4 +1,4 @@
-"""`veilset key`: the owner's two secrets. A key itself is never printed."""
+"""`veilset key`: the owner's secrets. A key itself is never printed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,11 @@ from veilset.keys import KeyKind
 
 app = typer.Typer(help="Make, show (fingerprints only) and destroy the owner's keys.")
 
-Kind = Annotated[str, typer.Argument(help="protection, or ids (for image ids and splits)")]
+SIGNING = "signing"
+
+Kind = Annotated[
+    str, typer.Argument(help="protection, ids (for image ids and splits), or signing (releases)")
+]
 
 
 @app.command()
@@ -31,11 +35,37 @@ def new(
         made = keys.write_key_file(key_file)
         say(f"Wrote {key_file} with the fingerprint {made.fingerprint}. Keep a copy offline.")
         return
+    if kind == SIGNING:
+        _new_signing_key()
+        return
     checked = _kind(kind)
     made = keys.new_key(checked, Path(), replace=replace)
     say(
         f"Wrote {keys.key_path(checked, Path())}, fingerprint {made.fingerprint}. Keep a copy "
         "offline: without it nothing can be reproduced. What depends on it re-runs with dvc repro."
+    )
+
+
+def _new_signing_key() -> None:
+    from veilset.release.signing import (  # noqa: PLC0415
+        public_key_path,
+        signing_key_path,
+        write_public_key,
+        write_signing_key,
+    )
+
+    secret, public = signing_key_path(Path()), public_key_path(Path())
+    if public.is_file():
+        raise KeyFileError(
+            f"{public} is the public key that receivers hold: move it away first, if its signing "
+            "key is lost, and tell them."
+        )
+    made = write_signing_key(secret)
+    write_public_key(public, made.public)
+    say(
+        f"Wrote {secret}, which is yours alone, and {public}, fingerprint "
+        f"{made.public.fingerprint}. Give the public one to receivers by a way that they trust, "
+        "and commit it."
     )
 
 
@@ -74,4 +104,4 @@ def _kind(text: str) -> KeyKind:
     for kind in keys.KEY_KINDS:
         if text == kind:
             return kind
-    raise KeyFileError(f"there is no key of kind {text!r}: it is protection or ids.")
+    raise KeyFileError(f"there is no key of kind {text!r} for this: it is protection or ids.")

@@ -99,8 +99,11 @@ class Standing:
 
     @property
     def verdicts(self) -> dict[str, VerdictFacts]:
-        """The card's verdicts on images, each with why it no longer counts."""
-        if self.card is None:
+        """The card's verdicts on images, each with why it no longer counts.
+
+        None where other parameters were attacked, or another version of the scheme.
+        """
+        if self.card is None or not _attacked(self.card, self.manifests):
             return {}
         why = _outdated(self.card, self.manifests, self.gate)
         return {
@@ -211,7 +214,7 @@ def _set(folder: str, manifest: Manifest) -> Iterator[str]:
         )
         return
     record = manifest.scheme or {}
-    if record.get("name") == Plain.name:
+    if _protects_nothing(record):
         yield (
             "The scheme `plain` protects nothing, so its images are the originals, which are never "
             "released: choose another scheme."
@@ -224,7 +227,7 @@ def _set(folder: str, manifest: Manifest) -> Iterator[str]:
     if manifest.key_fingerprint in (None, DEMO_PROTECTION_KEY.fingerprint):
         yield (
             f"{folder} was protected under the public demo key (or none is named), so anybody can "
-            "undo or join it: run `veilset key new protection --replace`, then `dvc repro`."
+            "undo or join it: run `veilset key new protection`, then `dvc repro`."
         )
     if manifest.notes:
         yield (
@@ -249,12 +252,17 @@ def _tells(column: str, kind: str) -> bool:
     return kind == "string" or column == "group"
 
 
+def _protects_nothing(record: Mapping[str, Any]) -> bool:
+    """The scheme, or each step of it, is `plain`."""
+    steps = record.get("steps") or ()
+    return record.get("name") == Plain.name or (bool(steps) and all(map(_protects_nothing, steps)))
+
+
 def _for_comparison(record: Mapping[str, Any]) -> bool:
     """The scheme or a step of it says that it must never be released."""
     notes = dict(record.get("declaration") or {}).get("risk_notes") or ()
-    steps = record.get("steps") or ()
     return any(NEVER in note for note in notes) or any(
-        step.get("name") == Plain.name or _for_comparison(step) for step in steps
+        map(_for_comparison, record.get("steps") or ())
     )
 
 
@@ -282,7 +290,7 @@ def _keys(facts: Standing) -> Iterator[str]:
     if facts.ids_fingerprint == DEMO_IDS_KEY.fingerprint:
         yield (
             "Image ids and roles come from the public demo key, so anybody who holds an image can "
-            "compute them: run `veilset key new ids --replace`, then `dvc repro`."
+            "compute them: run `veilset key new ids`, then `dvc repro`."
         )
 
 
@@ -313,8 +321,9 @@ def _verdict(facts: Standing, receiver: str, waiver: Waiver | None) -> Iterator[
     who, found = TEMPLATE_WORDS[receiver], facts.verdicts.get(receiver)
     if found is None:
         yield (
-            f"There is no verdict on {facts.scheme} for {who}, so nobody knows what it leaks, and "
-            "a waiver needs a verdict to disregard: run the attacks and the gate (`dvc repro`)."
+            f"There is no verdict on {facts.scheme} as it is set here for {who}, so nobody knows "
+            "what it leaks, and a waiver has nothing to disregard: run the attacks and the gate "
+            "(`dvc repro`)."
         )
     elif waiver is not None:
         return
@@ -373,16 +382,17 @@ def _versions(facts: Standing) -> Iterator[str]:
         )
 
 
+def _attacked(card: Card, manifests: Mapping[str, Manifest]) -> bool:
+    """The card is of the scheme that made these sets, as it was set."""
+    found = card.scheme.version, card.scheme.parameters
+    records = (manifest.scheme or {} for manifest in manifests.values())
+    return all((one.get("version"), one.get("parameters")) == found for one in records)
+
+
 def _outdated(card: Card, manifests: Mapping[str, Manifest], params: GateParams) -> str | None:
     """Why the card's verdicts say nothing of these sets any more, or None."""
-    for manifest in manifests.values():
-        record = manifest.scheme or {}
-        made = record.get("version"), record.get("parameters")
-        if made != (card.scheme.version, card.scheme.parameters):
-            return "other parameters or another version of the scheme were attacked"
-    if card.repeat.release is not None and any(
-        manifest.root != card.repeat.release for manifest in manifests.values()
-    ):
+    roots = {manifest.root for manifest in manifests.values()}
+    if card.repeat.release is not None and roots != {card.repeat.release}:
         return "the release is not the one that was attacked"
     return card.stale or stale(card.suite, params)
 

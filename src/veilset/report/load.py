@@ -115,6 +115,26 @@ def read_attacks(path: Path) -> AttackFile:
     return _parse(path, AttackFile, _read_json(path))
 
 
+def read_checks(path: Path) -> tuple[Check, ...]:
+    """Reads the `results.json` of the checks of a drop.
+
+    Raises:
+        CorruptError: It is malformed.
+    """
+    value = _read_json(path)
+    rows = value.get("results") if isinstance(value, dict) else value
+    return _parse(path, tuple[Check, ...], rows)
+
+
+def read_evaluation(path: Path) -> EvaluationFile:
+    """Reads `evaluation.json`.
+
+    Raises:
+        CorruptError: It is malformed.
+    """
+    return _parse(path, EvaluationFile, _read_json(path))
+
+
 def read_examples(path: Path) -> Examples:
     """Reads an attack's `examples.npz`, pictures in their order.
 
@@ -345,9 +365,7 @@ def _checks(root: Path, drop: str, missing: list[str]) -> tuple[Check, ...] | No
     if not path.is_file():
         missing.append(path.relative_to(root).as_posix())
         return None
-    value = _read_json(path)
-    rows = value.get("results") if isinstance(value, dict) else value
-    return _parse(path, tuple[Check, ...], rows)
+    return read_checks(path)
 
 
 def _protected(root: Path, missing: list[str]) -> dict[str, ProtectedSet]:

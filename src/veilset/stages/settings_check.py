@@ -7,6 +7,7 @@ from veilset.attacks.registry import make_attack
 from veilset.data.ingest import IngestParams
 from veilset.models.registry import architecture
 from veilset.release.gate import GateParams
+from veilset.release.readiness import ReleaseParams
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
 from veilset.stages.attack import COMMON, CommonAttackParams
 from veilset.stages.attack_model import network_attacks
@@ -29,6 +30,7 @@ def check_all(root: Path) -> str:
     training_parameters(settings, settings.seeds[0])
     EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
     GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
+    ReleaseParams.parse(settings.release, f"{PARAMS_FILE}: release")
     for name in settings.schemes:
         scheme_of(settings, name)
     for name in settings.models:
