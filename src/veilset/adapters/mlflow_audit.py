@@ -537,8 +537,11 @@ def _model_folder(target: Path, folder: Path, model_id: str, run_id: str) -> Non
 
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Telemetry off, and no log lines about the making of tables, for the block only."""
+    """Telemetry off, and no log lines but errors, for the block only."""
     quiet()
+    # First, because it sets how loud it is when it is imported.
+    import mlflow  # noqa: F401, PLC0415
+
     names = ("mlflow", "alembic", "mlflow.store.db.utils")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
