@@ -201,7 +201,7 @@ def write_key_file(path: Path) -> Key:
         raise KeyFileError(f"Key file {path} exists and is kept: name another file.") from None
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return key
 
 
@@ -271,7 +271,7 @@ def destroy_key(kind: KeyKind, root: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     path.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return fingerprint
 
 
@@ -329,7 +329,7 @@ def _refuse_second_key(kind: KeyKind, root: Path) -> None:
 def _keep_aside(path: Path) -> None:
     kept = path.with_name(f"{path.stem}.{read_key_file(path).fingerprint}.key")
     path.replace(kept)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write_private(path: Path, key: Key) -> Path:
@@ -359,10 +359,11 @@ def _write_fingerprint(path: Path, key: Key) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Has the disk keep which files a folder holds: a new key must survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

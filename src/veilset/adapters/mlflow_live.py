@@ -95,7 +95,6 @@ def _pass_on(root: Path, stage: str, live: Live, sampling: float) -> None:
         SystemMetricsMonitor,
     )
 
-    # After that import, which sets how loud MLflow is.
     with quiet_mlflow():
         address = tracking_address(root, None)
         client, experiment = _opened(root, address)

@@ -157,7 +157,7 @@ def _load(folder: Path) -> "tuple[nn.Module, ModelCard]":
     if not (folder / CARD).is_file():
         raise SourceError(
             f"{folder} holds no trained CNN (no {CARD}): give a folder that training wrote, such "
-            "as data/models/visualmixer-resnet20."
+            "as data/models/visualmixer-resnet20-0."
         )
     return load_model(folder)
 

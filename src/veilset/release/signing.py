@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilset.errors import CorruptError, KeyFileError
 from veilset.files import json_text
+from veilset.keys import sync_folder
 
 KEY_BYTES: Final = 32
 """Length of a secret and of a public key."""
@@ -218,7 +219,7 @@ def _write_new(path: Path, text: str, mode: int) -> None:
             _link_new(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise KeyFileError(f"Key file {path} cannot be written: {error.strerror}.") from None
 
@@ -229,14 +230,6 @@ def _link_new(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise KeyFileError(f"Key file {path} exists and is kept: name another file.") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ------------------------------------------------------------------------------ envelopes
