@@ -64,4 +64,5 @@ $(UV): requirements-uv.lock
 	@test -x $(BIN)/python || $(UV) venv --quiet --python .uv/bin/python .venv
 	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	-@$(BIN)/veilset remote seal shared
 	@touch $@

@@ -46,5 +46,9 @@ class TrainingError(VeilsetError):
     """A training or an attack diverged or cannot run as asked."""
 
 
+class ReleaseError(VeilsetError):
+    """A release is refused, or cannot be made or reached as asked."""
+
+
 class AuditError(VeilsetError):
     """The audit record cannot be written or disagrees with the versions it records."""

@@ -55,6 +55,12 @@ class SmallProject:
     def veilset(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run("veilset.cli", *arguments, ok=ok)
 
+    def commit(self) -> None:
+        """Commits everything that git does not ignore."""
+        git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "gc.auto=0")
+        for command in (("add", "-A"), ("commit", "-q", "-m", "A change")):
+            subprocess.run([*git, *command], cwd=self.root, check=True)
+
     def change(self, file: str, **values: Any) -> None:
         """Changes top-level blocks of a YAML file."""
         path = self.root / file

@@ -62,7 +62,7 @@ class Made:
         return Standing(
             scheme="scheme_in_params", manifests={n: s.manifest for n, s in self.sets.items()},
             checks={name: CheckFacts(warnings=("imbalance",)) for name in self.sets},
-            card=card_of(self.scheme), evaluation=evaluation(), unclean=(),
+            card=card_of(self.scheme), evaluation=evaluation(), unclean=(), uncommitted=(),
             ids_fingerprint=IDS_KEY.fingerprint,
         )  # fmt: skip
 

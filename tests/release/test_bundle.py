@@ -18,7 +18,7 @@ from release_cases import DAY, IDS_KEY, KEY, TERMS, Made, card_of, made
 
 from veilset.data.manifest import Manifest
 from veilset.data.shards import ImageSet
-from veilset.errors import CorruptError, VeilsetError
+from veilset.errors import CorruptError, ReleaseError, VeilsetError
 from veilset.files import write_bytes
 from veilset.release.bundle import (
     STATEMENT,
@@ -27,7 +27,6 @@ from veilset.release.bundle import (
     write_release,
 )
 from veilset.release.datasheet import Terms
-from veilset.release.readiness import ReleaseError
 from veilset.release.signing import SigningKey, seal, unseal
 from veilset.release.statement import Statement, Waiver
 from veilset.schemes.registry import make_scheme

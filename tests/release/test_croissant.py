@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from release_cases import TERMS, Made, card_of
 
-from veilset.errors import SettingsError
+from veilset.errors import ReleaseError, SettingsError
 from veilset.files import write_json
 from veilset.release.bundle import write_release
 from veilset.release.croissant import (
@@ -19,7 +19,6 @@ from veilset.release.croissant import (
     croissant,
     croissant_faults,
 )
-from veilset.release.readiness import ReleaseError
 from veilset.release.signing import SigningKey
 from veilset.release.statement import SchemeFacts
 from veilset.schemes.registry import make_scheme, scheme_names

@@ -46,9 +46,9 @@ NEVER_WAIVED: list[tuple[str, Change]] = [
     ("no protected set", lambda _: {"manifests": {}}),
     ("is a set of plain images", lambda p: {"manifests": sets(p, kind="ingested")}),
     ("the originals", lambda p: {"manifests": sets(p, scheme=Plain().record())}),
-    ("must never be released", lambda p: {"manifests": sets(
+    ("comparison only and is never released", lambda p: {"manifests": sets(
         p, scheme=MaskedImage(mode="oracle_edges").record())}),
-    ("must never be released", lambda p: {"manifests": sets(p, scheme=Composition(steps=(
+    ("comparison only and is never released", lambda p: {"manifests": sets(p, scheme=Composition(steps=(
         {"scheme": "visualmixer"}, {"scheme": "masked_image", "mode": "oracle_edges"},
     )).record())}),
     ("the originals", lambda p: {"manifests": sets(p, scheme=Composition(steps=(
@@ -76,6 +76,8 @@ NEVER_WAIVED: list[tuple[str, Change]] = [
     ("lists protect@a, train@b as changed", lambda _: {"unclean": ("protect@a", "train@b")}),
     ("and 2 more as changed", lambda _: {"unclean": tuple("abcdefg")}),
     ("was not asked", lambda _: {"unclean": None}),
+    ("src/a.py differ from what git has", lambda _: {"uncommitted": ("src/a.py",)}),
+    ("in no git repository", lambda _: {"uncommitted": None}),
     ("may be as low as 85.0 %, and the floor is 86 %", lambda _: {
         "params": ReleaseParams(min_accuracy=0.86)}),
     ("may be as much as 8.0 points, and at most 7", lambda _: {

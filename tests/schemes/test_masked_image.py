@@ -352,7 +352,8 @@ def test_ablations_declare_what_they_are() -> None:
     assert "eps_e + eps_n" in str(MaskedImage().declares.guarantee)
     oracle, uniform = MaskedImage(mode="oracle_edges"), MaskedImage(mode="uniform")
     assert oracle.declares.guarantee is None
-    assert "never release it" in oracle.declares.risk_notes[0]
+    assert not oracle.declares.releasable
+    assert "without any bound" in oracle.declares.risk_notes[0]
     assert oracle.facts()["eps_total"] is oracle.facts()["eps_edge"] is None
     assert "eps_e" not in str(uniform.declares.guarantee)
     assert uniform.facts()["eps_total"] == 8

@@ -350,8 +350,12 @@ def _verified(place: Workspace, out: Entry, inner: str = "") -> Path | None:
     return path
 
 
-def _find(place: Workspace, stage: StageRecord, name: str) -> Path | None:
-    """An output file of this name, or one inside an output folder."""
+def find_output(place: Workspace, stage: StageRecord, name: str) -> Path | None:
+    """An output file of this name, or one inside an output folder; None where it is not there.
+
+    Raises:
+        AuditError: It is another version than `dvc.lock` records.
+    """
     for out in stage.outs:
         is_file = PurePosixPath(out.path).name == name
         if found := _verified(place, out, "" if is_file else name):
@@ -359,9 +363,13 @@ def _find(place: Workspace, stage: StageRecord, name: str) -> Path | None:
     return None
 
 
-def _load(place: Workspace, stage: StageRecord, name: str) -> Any:
-    """The JSON of an output file, or an empty mapping where the stage wrote none."""
-    path = _find(place, stage, name)
+def load_output(place: Workspace, stage: StageRecord, name: str) -> Any:
+    """The JSON of an output file, or an empty mapping where the stage wrote none.
+
+    Raises:
+        AuditError: It is no JSON, or another version than `dvc.lock` records.
+    """
+    path = find_output(place, stage, name)
     if path is None:
         return {}
     try:
@@ -378,7 +386,7 @@ def _read_nothing(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
 
 
 def _read_manifest(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    path = _find(place, stage, "manifest.json")
+    path = find_output(place, stage, "manifest.json")
     if path is None:
         return
     manifest = Manifest.load(path.parent)
@@ -403,19 +411,19 @@ def _read_ingest(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
     _read_manifest(place, stage, draft)
     # The private manifest holds hashes of plain shards: the root tag is enough.
     draft.evidence.clear()
-    if path := _find(place, stage, "index.parquet"):
+    if path := find_output(place, stage, "index.parquet"):
         roles = pd.read_parquet(path, columns=["role"])["role"].value_counts()
         for role in ("duplicate", "quarantined"):
             draft.number(f"rows/{role}", int(roles.get(role, 0)))
 
 
 def _read_check(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    verdict = _load(place, stage, "verdict.json")
+    verdict = load_output(place, stage, "verdict.json")
     failed, warned = verdict.get("critical_failed", []), verdict.get("warnings", [])
     draft.tags["veilset.verdict"] = "fail" if failed else ("warning" if warned else "pass")
     draft.number("check/critical_failed", len(failed))
     draft.number("check/warnings", len(warned))
-    for result in _load(place, stage, "results.json").get("results", []):
+    for result in load_output(place, stage, "results.json").get("results", []):
         draft.number(f"check/{result['rule']}", result.get("observed"))
     for name in ("results.json", "verdict.json"):
         _attach(place, stage, name, draft)
@@ -428,12 +436,12 @@ def _read_check(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
 
 
 def _attach(place: Workspace, stage: StageRecord, name: str, draft: _Draft) -> None:
-    if path := _find(place, stage, name):
+    if path := find_output(place, stage, name):
         draft.evidence.append(Evidence(name, path))
 
 
 def _read_fit(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    card = _load(place, stage, "fitted.json")
+    card = load_output(place, stage, "fitted.json")
     # What was learnt stays private; how well is for the record.
     draft.tags["veilset.fitted_hash"] = str(card.get("hash", ""))
     for key, value in (card.get("facts") or {}).items():
@@ -444,7 +452,7 @@ def _read_fit(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
 
 
 def _read_attack(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    document = _load(place, stage, "results.json")
+    document = load_output(place, stage, "results.json")
     for result in document.get("results", []):
         prefix = f"{result.get('attacker', 'attacker')}/{result['attack']}"
         if not result.get("applicable", False):
@@ -454,7 +462,7 @@ def _read_attack(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
         for key, value in _attack_numbers(result):
             draft.number(f"{prefix}/{key}", value)
     _attach(place, stage, "results.json", draft)
-    if (path := _find(place, stage, "examples.npz")) and (
+    if (path := find_output(place, stage, "examples.npz")) and (
         sheet := contact_sheet(path, originals=place.log_originals)
     ):
         draft.evidence.append(Evidence("examples.png", sheet))
@@ -469,7 +477,7 @@ def _attack_numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _read_train(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    card = _load(place, stage, "model.json")
+    card = load_output(place, stage, "model.json")
     use = draft.uses[0] if draft.uses else None
     for key, value in card.items():
         measured = key in ("seconds", "images_per_second", "weight_count") or "accuracy" in key
@@ -479,11 +487,11 @@ def _read_train(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
             draft.params.update(flatten({key: value}, "model."))
     draft.tags[WEIGHTS] = str(card.get("weights_sha256"))
     draft.tags["veilset.trained_on"] = json.dumps(card.get("trained_on", []))
-    history = _find(place, stage, "history.csv")
+    history = find_output(place, stage, "history.csv")
     if history is not None:
         draft.points.extend(_curve(history))
         draft.evidence.append(Evidence("history.csv", history))
-    weights = _find(place, stage, "model.safetensors")
+    weights = find_output(place, stage, "model.safetensors")
     draft.model = weights.parent if weights is not None else None
 
 
@@ -499,7 +507,7 @@ def _curve(path: Path) -> Iterator[Point]:
 
 
 def _read_evaluate(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    document = _load(place, stage, "evaluation.json")
+    document = load_output(place, stage, "evaluation.json")
     for row in document.get("rows", []):
         use = _tested_on(place, stage, row)
         if use is not None and use not in draft.uses:
@@ -553,7 +561,7 @@ def _tested_on(place: Workspace, stage: StageRecord, row: Mapping[str, Any]) -> 
 
 
 def _read_gate(place: Workspace, stage: StageRecord, draft: _Draft) -> None:
-    verdicts = _load(place, stage, "verdicts.json")
+    verdicts = load_output(place, stage, "verdicts.json")
     for scheme, said in verdicts.get("schemes", {}).items():
         draft.number(f"{scheme}/key_space_bits", said.get("key_space_bits"))
         for template, judged in said.get("templates", {}).items():

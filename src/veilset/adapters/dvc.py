@@ -29,6 +29,9 @@ _EDGE: Final = re.compile(r'^"(?P<up>[^"]+)" -> "(?P<down>[^"]+)";$')
 _NODE: Final = re.compile(r'^"(?P<name>[^"]+)";$')
 _BLOCK: Final = 1 << 20
 
+# The one in C where it is there: a history has many lock files.
+_Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class StageError(VeilsetError):
     """A stage of the pipeline failed; the message is the stage's own sentence."""
@@ -92,16 +95,25 @@ def read_lock(root: Path) -> tuple[StageRecord, ...]:
     """
     path = root / "dvc.lock"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_lock(path.read_bytes(), path)
     except FileNotFoundError:
         raise AuditError(
             f"{path} is missing, so no version is on record: run `dvc repro` first."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _bad_lock(path, type(error).__name__) from None
+
+
+def parse_lock(raw: bytes, path: Path) -> tuple[StageRecord, ...]:
+    """All stage results that the bytes of a lock file record; `path` is named in errors.
+
+    Raises:
+        CorruptError: It is not a lock file of a pipeline.
+    """
     try:
+        document = yaml.load(raw, Loader=_Loader)  # noqa: S506 - it is a safe one
         stages = document["stages"] if document else {}
         return tuple(_record(str(name), body) for name, body in stages.items())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _bad_lock(path, type(error).__name__) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _bad_lock(path, f"{type(error).__name__}: {error}") from None
 
@@ -134,6 +146,25 @@ def git_dirty(root: Path) -> bool | None:
     return None if status is None else bool(status)
 
 
+def git_user(root: Path) -> str:
+    """Name and address of whoever works here, as git knows them; empty where it does not."""
+    name, address = _git(root, "config", "user.name"), _git(root, "config", "user.email")
+    return f"{name} <{address}>" if name and address else name or address or ""
+
+
+def uncommitted(root: Path) -> tuple[str, ...] | None:
+    """What decides results and is not as the commit has it; None without a repository.
+
+    Files that git tracks, and `dvc.lock` also where git does not; reports are results.
+    """
+    differs = _git(root, "diff", "--name-only", "--relative", "HEAD")
+    if differs is None:
+        return None
+    unknown = _git(root, "ls-files", "--error-unmatch", "dvc.lock") is None
+    changed = {*differs.splitlines(), *(["dvc.lock"] if unknown else [])}
+    return tuple(sorted(path for path in changed if not path.startswith("reports/")))
+
+
 def stage_graph(root: Path) -> dict[str, tuple[str, ...]]:
     """The pipeline's stages in an order that can be run, each with the stages it waits for.
 
@@ -146,7 +177,7 @@ def stage_graph(root: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         StageError: DVC cannot read the pipeline; the message is DVC's.
     """
-    names, edges = _parse_dot(_dvc_text(root, "dag", "--dot"))
+    names, edges = _parse_dot(dvc_text(root, "dag", "--dot"))
     own = [name for name in names if not name.endswith(".dvc") and ":" not in name]
     upstream = {name: [up for up, down in edges if down == name and up in own] for name in own}
     return {name: tuple(upstream[name]) for name in _topological(upstream)}
@@ -167,7 +198,7 @@ def changed_stages(root: Path, graph: Mapping[str, tuple[str, ...]]) -> frozense
     Raises:
         StageError: DVC cannot compare the workspace; the message is DVC's.
     """
-    changed = set(json.loads(_dvc_text(root, "status", "--json") or "{}"))
+    changed = set(json.loads(dvc_text(root, "status", "--json") or "{}"))
     for name, upstream in graph.items():
         if changed.intersection(upstream):
             changed.add(name)
@@ -302,6 +333,27 @@ def _entry(item: Mapping[str, Any]) -> Entry:
     )
 
 
+def dvc_text(root: Path, *arguments: str) -> str:
+    """What a DVC command prints.
+
+    Args:
+        root: The folder of `dvc.yaml`.
+        arguments: The command.
+
+    Raises:
+        BusyError: Another DVC command holds the project's lock.
+        StageError: It failed; the message is DVC's.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root, env=_environment(), capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise _failure(f"dvc {arguments[0]}", (done.stdout + done.stderr).splitlines())
+    return done.stdout.strip()
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     """What git prints, or None where it fails or is not installed."""
     try:
@@ -326,17 +378,6 @@ def _environment() -> dict[str, str]:
     # Lines are shown as they come, not when a buffer is full.
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
-
-
-def _dvc_text(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root, env=_environment(), capture_output=True, text=True, check=False,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise _failure(f"dvc {arguments[0]}", (done.stdout + done.stderr).splitlines())
-    return done.stdout.strip()
 
 
 def _parse_dot(text: str) -> tuple[list[str], list[tuple[str, str]]]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ from veilset.adapters.audit_records import (
     item_names,
     make_record,
 )
+from veilset.adapters.audit_standing import DIGEST, EVIDENCE, PREFIX, Present, Standing
 from veilset.adapters.dvc import StageRecord, git_commit, git_dirty, read_lock, stage_key
 from veilset.errors import AuditError
 from veilset.files import locked
@@ -194,6 +196,10 @@ class _Store:
             ) from None
         return cls(place, client, address, experiment, runs)
 
+    @cached_property
+    def _present(self) -> Present:
+        return Present(self.place)
+
     def sync(self, when: Mapping[str, str]) -> SyncReport:
         """Records every result that is not on record, with the tags `when`."""
         done: dict[str, list[str]] = {"created": [], "rewritten": [], "unchanged": []}
@@ -203,6 +209,7 @@ class _Store:
                 done[self._sync_stage(stage, when)].append(stage.name)
             except AuditError as error:
                 faults.append(error)
+        self._sync_standing()
         if faults:
             more = f" ({len(faults) - 1} more like it)" if len(faults) > 1 else ""
             raise AuditError(f"{str(faults[0]).rstrip('.')}{more}.")
@@ -225,6 +232,55 @@ class _Store:
         self._write(record, when)
         self.new_models |= record.model is not None
         return "rewritten" if found else "created"
+
+    def _sync_standing(self) -> None:
+        """Renews what is known of versions and models beyond the results themselves."""
+        self.runs = _runs_by_key(self.client, self.experiment)
+        approved: dict[str, int] = {}
+        for stage in self.place.stages:
+            standing = self._present.of(stage)
+            if standing is None:
+                continue
+            for run in self.runs.get(stage_key(stage), []):
+                self._renew(run, standing)
+                if stage.kind == "train":
+                    self._renew_version(run, stage, standing, approved)
+        self._approve(approved)
+
+    def _renew(self, run: Any, standing: Standing) -> None:
+        run_id, tags = run.info.run_id, run.data.tags
+        stale = [name for name in tags if name.startswith(PREFIX) and name not in standing.tags]
+        if standing.tags.get(DIGEST) != tags.get(DIGEST):
+            self._log_evidence(run_id, standing.evidence, EVIDENCE)
+        for name in stale:
+            self.client.delete_tag(run_id, name)
+        for name, value in standing.tags.items():
+            if tags.get(name) != value:
+                self.client.set_tag(run_id, name, value)
+
+    def _renew_version(
+        self, run: Any, stage: StageRecord, standing: Standing, approved: dict[str, int]
+    ) -> None:
+        """The registry's page of a model: what it learnt from, and how that stands."""
+        name = registered_name(self.place.dataset, stage)
+        for version in self.client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+            words = f"{_first_sentence(version.description)} {standing.words}"
+            if version.description != words:
+                self.client.update_model_version(version.name, version.version, words)
+            for tag, value in standing.tags.items():
+                if version.tags.get(tag) != value:
+                    self.client.set_model_version_tag(version.name, version.version, tag, value)
+            out = int(version.version) if standing.released == "standing" else 0
+            approved[name] = max(approved.get(name, 0), out)
+
+    def _approve(self, approved: Mapping[str, int]) -> None:
+        """`approved` is the newest model that learnt from a version that is out and stands."""
+        for name, newest in approved.items():
+            held = self.client.get_registered_model(name).aliases.get("approved")
+            if newest and held != str(newest):
+                self.client.set_registered_model_alias(name, "approved", str(newest))
+            elif held is not None and not newest:
+                self.client.delete_registered_model_alias(name, "approved")
 
     def _is_sound(self, run: Any, stage: StageRecord) -> bool:
         """Whether a run is finished and holds all that is known now."""
@@ -353,7 +409,9 @@ class _Store:
             dataset_name=use.name if use else None, dataset_digest=use.digest if use else None,
         )  # fmt: skip
 
-    def _log_evidence(self, run_id: str, evidence: Sequence[Evidence]) -> None:
+    def _log_evidence(
+        self, run_id: str, evidence: Sequence[Evidence], folder: str | None = None
+    ) -> None:
         if not evidence:
             return
         with tempfile.TemporaryDirectory(prefix="veilset-") as temporary:
@@ -364,7 +422,7 @@ class _Store:
                     target.write_bytes(item.content)
                 else:
                     shutil.copyfile(item.content, target)
-            self.client.log_artifacts(run_id, temporary)
+            self.client.log_artifacts(run_id, temporary, folder)
 
     def differences(self, stage: StageRecord) -> Iterator[Difference]:
         """How the store disagrees with one stage result."""
@@ -382,6 +440,7 @@ class _Store:
     def _compare(self, stage: StageRecord, run: Any) -> Iterator[Difference]:
         try:
             record = make_record(self.place, stage)
+            standing = self._present.of(stage)
         except AuditError as error:
             yield Difference(stage.name, str(error))
             return
@@ -392,7 +451,8 @@ class _Store:
             if record.present:
                 yield Difference(stage.name, "was recorded without its files, which are here now")
             return
-        expected: list[Mapping[str, Any]] = [record.params, record.tags, _last(record.points)]
+        known = dict(record.tags) | dict(standing.tags if standing else {})
+        expected: list[Mapping[str, Any]] = [record.params, known, _last(record.points)]
         for what, right, held in zip(
             ("parameters", "tags", "numbers"), expected, stored, strict=True
         ):
@@ -411,6 +471,11 @@ def _disagreements(
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         words = f"{what}: {key} is {stored.get(key)!r} in the store, not {right.get(key)!r}{more}"
         yield Difference(stage, words)
+
+
+def _first_sentence(text: str | None) -> str:
+    """What a model learnt from, as it was registered."""
+    return (text or "").partition(" Verdicts on that version:")[0]
 
 
 def _ours(tags: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from veilset.cli import audit, images, keys, predict, project, release
+from veilset.cli import audit, drops, erase, images, keys, predict, project, release, remote
 from veilset.console import run_reporting_errors
 from veilset.quiet import quiet
 
@@ -19,8 +19,11 @@ images.add_to(app)
 predict.add_to(app)
 release.add_to(app)
 project.add_to(app)
+erase.add_to(app)
 app.add_typer(keys.app, name="key")
 app.add_typer(audit.app, name="audit")
+app.add_typer(drops.app, name="drop")
+app.add_typer(remote.app, name="remote")
 
 
 def main() -> None:

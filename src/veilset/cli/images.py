@@ -11,7 +11,7 @@ import yaml
 
 from veilset import keys
 from veilset.console import progress, say, up_to
-from veilset.errors import CorruptError, KeyFileError, SettingsError, SourceError
+from veilset.errors import CorruptError, KeyFileError, ReleaseError, SettingsError, SourceError
 from veilset.files import read_table
 from veilset.keys import Key
 
@@ -249,13 +249,17 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="Of a release: its owner's public key, as you were given it")
     ] = None,
+    list_: Annotated[
+        Path | None,
+        typer.Option("--list", help="The owner's releases.dsse.json: tells what was withdrawn"),
+    ] = None,
 ) -> None:
     """Check every byte of a set against its hashes, or of a release against its signature."""
     from veilset.data.shards import ImageSet  # noqa: PLC0415
     from veilset.release.bundle import STATEMENT  # noqa: PLC0415
 
     if public_key is not None or (dataset / STATEMENT).exists():
-        _verify_release(dataset, public_key)
+        _verify_release(dataset, public_key, list_)
         return
     images = ImageSet.open(dataset)
     total = sum(entry.bytes for entry in images.manifest.shards)
@@ -266,8 +270,9 @@ def verify(
     say(f"Root {images.manifest.root}.")
 
 
-def _verify_release(folder: Path, public_key: Path | None) -> None:
+def _verify_release(folder: Path, public_key: Path | None, list_: Path | None) -> None:
     from veilset.release.bundle import verify_release  # noqa: PLC0415
+    from veilset.release.history import read_release_list  # noqa: PLC0415
     from veilset.release.signing import read_public_key  # noqa: PLC0415
 
     if public_key is None:
@@ -285,6 +290,13 @@ def _verify_release(folder: Path, public_key: Path | None) -> None:
             f"{folder} is not what the holder of {key.fingerprint} signed: see above."
         )
     told = found.statement.predicate
+    if list_ is not None:
+        gone = read_release_list(list_, key).withdrawal_of(told.root)
+        if gone is not None:
+            raise ReleaseError(
+                f"{folder} was withdrawn by its owner on {gone.withdrawn} ({gone.reason}): delete "
+                "it, and what was made from it."
+            )
     size = f"all {found.bytes:,} bytes of {found.files} files"
     say(f"{folder}: {size} are as {key.fingerprint} signed.")
     say(f"{told.dataset} by {told.scheme.title}, released {told.released} ({told.receiver}).")

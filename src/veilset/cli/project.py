@@ -14,7 +14,7 @@ import typer
 from veilset import __version__, keys
 from veilset.adapters import mlflow_audit
 from veilset.console import say
-from veilset.errors import SettingsError, VeilsetError
+from veilset.errors import ReleaseError, SettingsError, VeilsetError
 from veilset.quiet import telemetry_state
 
 _PACKAGES = (
@@ -77,6 +77,7 @@ def doctor() -> None:
         ("keys", _keys),
         ("settings", _settings),
         ("store", _store),
+        ("remotes", _remotes),
         ("telemetry", _telemetry),
     )
     wrong = 0
@@ -175,6 +176,36 @@ def _settings() -> Iterator[str]:
 
 def _store() -> Iterator[str]:
     yield _shown_address()
+
+
+def _remotes() -> Iterator[str]:
+    from veilset.adapters.dvc_remote import (  # noqa: PLC0415
+        SHARED,
+        is_sealed,
+        open_remote,
+        remote_names,
+        unprotected_outputs,
+    )
+
+    root = Path()
+    if not (root / ".dvc").is_dir() or SHARED not in remote_names(root):
+        yield f"there is no remote {SHARED!r}: releases go to folders"
+        return
+    open_doors = unprotected_outputs(root)
+    if open_doors:
+        raise ReleaseError(
+            f"{open_doors[0]} has not `remote: private`, so `dvc push -r {SHARED}` would send it: "
+            f"add that ({len(open_doors)} in all, see `veilset remote check`)."
+        )
+    remote = open_remote(root, SHARED)
+    if not remote.local:
+        yield f"{remote.url} is no folder: see that its bucket has `veilset remote policy {SHARED}`"
+    elif is_sealed(remote):
+        yield f"{remote.url} is closed to DVC's own pushes"
+    else:
+        raise ReleaseError(
+            f"{remote.url} is open to DVC's own pushes: run `veilset remote seal {SHARED}`."
+        )
 
 
 def _telemetry() -> Iterator[str]:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from veilset.data.export import export_set
 from veilset.data.manifest import Manifest
 from veilset.data.shards import ImageSet
-from veilset.errors import CorruptError, VeilsetError
+from veilset.errors import CorruptError, ReleaseError, VeilsetError
 from veilset.files import (
     json_text,
     require_space,
@@ -155,7 +155,7 @@ def public_card(card: "Card") -> dict[str, Any]:
 
 def _require_same(manifests: Mapping[str, Manifest], facts: Predicate, card: "Card") -> None:
     """The facts are of these sets and this card, and the sets may be released at all."""
-    from veilset.release.readiness import ReleaseError, set_refusals  # noqa: PLC0415 - seconds
+    from veilset.release.readiness import set_refusals  # noqa: PLC0415 - seconds
 
     reasons = set_refusals(manifests)
     if reasons:
@@ -214,7 +214,6 @@ def _texts(
 
 def _require_valid(path: Path) -> None:
     from veilset.release.croissant import croissant_faults  # noqa: PLC0415
-    from veilset.release.readiness import ReleaseError  # noqa: PLC0415 - seconds
 
     faults = croissant_faults(path)
     if faults:
@@ -239,8 +238,6 @@ def _require_public(
 
     All that is written is made of these values and of words of ours, which tell nothing.
     """
-    from veilset.release.readiness import ReleaseError  # noqa: PLC0415 - seconds
-
     said: dict[str, Any] = {
         f"{name}/manifest.json": one.model_dump(mode="json") for name, one in manifests.items()
     }

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 from pydantic import Field, ValidationError
 
 from veilset.data.manifest import Manifest
-from veilset.errors import VeilsetError
+from veilset.errors import ReleaseError
 from veilset.keys import DEMO_IDS_KEY, DEMO_PROTECTION_KEY
 from veilset.params import Params
 from veilset.release.gate import TEMPLATE_WORDS, GateParams, stale
@@ -40,14 +40,7 @@ MIN_REASON: Final = 20
 MIN_NAME: Final = 3
 """Characters that the name behind a waiver has at least."""
 
-NEVER: Final = "never release it"
-"""What the risk notes of a scheme say that is for comparison only."""
-
 _SHOWN: Final = 5
-
-
-class ReleaseError(VeilsetError):
-    """A release is refused, or cannot be made as asked; nothing was written."""
 
 
 class ReleaseParams(Params):
@@ -76,6 +69,7 @@ class Standing:
         card: Its leakage card, or None where it was not attacked.
         evaluation: What CNNs trained on it achieve, or None.
         unclean: What `dvc status` lists as changed; None where it was not asked.
+        uncommitted: Code, settings and records that no commit has; None without a repository.
         ids_fingerprint: Fingerprint of the key behind internal ids and roles.
         params: The floors of utility.
         gate: What a verdict is judged by.
@@ -87,6 +81,7 @@ class Standing:
     card: Card | None
     evaluation: EvaluationFile | None
     unclean: tuple[str, ...] | None
+    uncommitted: tuple[str, ...] | None
     ids_fingerprint: str
     params: ReleaseParams = field(default_factory=ReleaseParams)
     gate: GateParams = field(default_factory=GateParams)
@@ -219,10 +214,10 @@ def _set(folder: str, manifest: Manifest) -> Iterator[str]:
             "The scheme `plain` protects nothing, so its images are the originals, which are never "
             "released: choose another scheme."
         )
-    if _for_comparison(record):
+    elif not dict(record.get("declaration") or {}).get("releasable", True):
         yield (
-            f"{record.get('title') or folder} as it is set here is for comparison only, because by "
-            "its own words it must never be released: change its parameters and protect again."
+            f"{record.get('title') or folder} as it is set here is for comparison only and is "
+            "never released: change its parameters and protect again."
         )
     if manifest.key_fingerprint in (None, DEMO_PROTECTION_KEY.fingerprint):
         yield (
@@ -256,14 +251,6 @@ def _protects_nothing(record: Mapping[str, Any]) -> bool:
     """The scheme, or each step of it, is `plain`."""
     steps = record.get("steps") or ()
     return record.get("name") == Plain.name or (bool(steps) and all(map(_protects_nothing, steps)))
-
-
-def _for_comparison(record: Mapping[str, Any]) -> bool:
-    """The scheme or a step of it says that it must never be released."""
-    notes = dict(record.get("declaration") or {}).get("risk_notes") or ()
-    return any(NEVER in note for note in notes) or any(
-        map(_for_comparison, record.get("steps") or ())
-    )
 
 
 def _agreement(manifests: Mapping[str, Manifest]) -> Iterator[str]:
@@ -379,6 +366,16 @@ def _versions(facts: Standing) -> Iterator[str]:
         yield (
             f"`dvc status` lists {_listed(facts.unclean)} as changed, so the evidence may be of "
             "other data or settings: run `dvc repro` and commit `dvc.lock`."
+        )
+    if facts.uncommitted is None:
+        yield (
+            "The project is in no git repository, so nobody could tell later which code and "
+            "settings made this release: run `git init`, and commit code, settings and `dvc.lock`."
+        )
+    elif facts.uncommitted:
+        yield (
+            f"{_listed(facts.uncommitted)} differ from what git has, so the commit that the "
+            "statement names would not be what made this release: commit them."
         )
 
 

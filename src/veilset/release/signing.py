@@ -259,18 +259,19 @@ def pre_authentication(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-def seal(payload: bytes, key: SigningKey) -> bytes:
+def seal(payload: bytes, key: SigningKey, payload_type: str = PAYLOAD_TYPE) -> bytes:
     """Signs a payload: the bytes of an envelope, always the same for the same payload and key."""
-    signature = key.sign(pre_authentication(PAYLOAD_TYPE, payload))
-    return _spelt(payload, key.public, signature)
+    signature = key.sign(pre_authentication(payload_type, payload))
+    return _spelt(payload, payload_type, key.public, signature)
 
 
-def unseal(envelope: bytes, key: PublicKey) -> bytes:
+def unseal(envelope: bytes, key: PublicKey, payload_type: str = PAYLOAD_TYPE) -> bytes:
     """The payload of an envelope, after its signature was checked.
 
     Args:
         envelope: The bytes of the envelope.
         key: The public key of whoever must have signed it.
+        payload_type: What the payload must have been signed as.
 
     Raises:
         CorruptError: It is no envelope of ours, was altered, or somebody else signed it.
@@ -290,8 +291,8 @@ def unseal(envelope: bytes, key: PublicKey) -> bytes:
             "owner, or do not trust the release."
         )
     # Any other spelling of the same content is an alteration as well.
-    whole = _spelt(payload, key, signature) == envelope
-    if not whole or not key.agrees(signature, pre_authentication(found.payload_type, payload)):
+    whole = _spelt(payload, payload_type, key, signature) == envelope
+    if not whole or not key.agrees(signature, pre_authentication(payload_type, payload)):
         raise CorruptError(
             f"The signature of the statement is not that of key {key.fingerprint}: it was altered "
             "after it was signed; fetch it again from its owner."
@@ -299,11 +300,11 @@ def unseal(envelope: bytes, key: PublicKey) -> bytes:
     return payload
 
 
-def _spelt(payload: bytes, key: PublicKey, signature: bytes) -> bytes:
+def _spelt(payload: bytes, payload_type: str, key: PublicKey, signature: bytes) -> bytes:
     """The only spelling that is accepted."""
     return json_text({
         "payload": base64.b64encode(payload).decode(),
-        "payloadType": PAYLOAD_TYPE,
+        "payloadType": payload_type,
         "signatures": [
             {"keyid": key.fingerprint, "sig": base64.b64encode(signature).decode()}
         ],

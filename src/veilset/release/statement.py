@@ -56,6 +56,7 @@ class DeclarationFacts(_Record):
     source: str
     risk_notes: tuple[str, ...] = ()
     shift_safe: bool = False
+    releasable: bool = True
 
 
 class SchemeFacts(_Record):

@@ -44,6 +44,8 @@ class Declaration:
         risk_notes: What is known to survive, one sentence each.
         shift_safe: A training image may be shifted by a few pixels. False where its output is tied
             to places (regions, cells, masks), which a shift would mix.
+        releasable: False for what is there for comparison only: it is never released, whatever
+            its verdict.
     """
 
     keyed: bool
@@ -55,6 +57,7 @@ class Declaration:
     source: str
     risk_notes: tuple[str, ...] = ()
     shift_safe: bool = False
+    releasable: bool = True
 
     def __post_init__(self) -> None:
         if self.uses_labels and self.protects_queries:

@@ -205,6 +205,7 @@ def _made(number: int, step: Mapping[str, Any]) -> Scheme[Any]:
 def _weaker(steps: tuple[Scheme[Any], ...]) -> Declaration:
     """What all steps together may say."""
     declared = [step.declares for step in steps]
+    serious = [step.declares for step in steps if step.name != "plain"]
     guarantee = declared[0].guarantee
     if guarantee is not None:
         guarantee = f"{guarantee} (of the first step; the others are post-processing)"
@@ -216,6 +217,7 @@ def _weaker(steps: tuple[Scheme[Any], ...]) -> Declaration:
         protects_queries=all(each.protects_queries for each in declared),
         uses_labels=any(each.uses_labels for each in declared),
         shift_safe=all(each.shift_safe for each in declared),
+        releasable=bool(serious) and all(each.releasable for each in serious),
         provenance="ours",
         source="; ".join(each.source for each in declared),
         risk_notes=(*Composition.declares.risk_notes, *dict.fromkeys(notes)),

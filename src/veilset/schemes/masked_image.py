@@ -137,10 +137,11 @@ class MaskedImage(Scheme[MaskedImageParams]):
             self.declares = replace(
                 type(self).declares,
                 guarantee=None,
+                releasable=False,
                 provenance="ours",
                 risk_notes=(
                     "Weights come from the true edges, so the strength of the noise leaks contours "
-                    "without any bound: for comparison only, never release it.",
+                    "without any bound: for comparison only.",
                     *type(self).declares.risk_notes[1:],
                 ),
             )

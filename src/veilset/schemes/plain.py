@@ -26,6 +26,7 @@ class Plain(Scheme[PlainParams]):
         source="baseline",
         risk_notes=("The images are published as they are.",),
         shift_safe=True,
+        releasable=False,
     )
     Parameters = PlainParams
 
