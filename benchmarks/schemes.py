@@ -128,8 +128,7 @@ def _mixing(images: Images, px: int, size: str) -> Iterator[Case]:
     by = rng.integers(0, count, len(to))
 
     def mix() -> None:
-        np.copyto(out, images)
-        _copy(out, images, params, block, to, by)
+        _copy(out, images, params, block, to, by, images)
 
     yield Case(
         "block mixing", size, mix, lambda: np.copyto(base, images), "copy", count, goal=4

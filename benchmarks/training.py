@@ -4,7 +4,8 @@ On a CPU an epoch of our loop is compared with a plain one (a `DataLoader` of Pi
 torchvision's transforms, float32, NCHW, `torch.optim.SGD`), on as many threads; and our loader
 alone with that one's, on one thread. On a GPU our loop, which loads and moves every image, is
 compared with the same network on a single batch that already lies on the GPU as its input; both
-are compiled, unless `--eager` is given.
+are compiled, unless `--eager` is given. On either, our loop that reads its images from shards on
+disk is compared with the same loop on images in memory.
 
 All images are random: that changes no speed. What compiles, tunes or warms up happens in a round
 that is thrown away. `--cifar10 PATH` also times CIFAR-10 up to 94 % of plain test images; PATH is
@@ -29,6 +30,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import RESULTS, Case, Result, machine, measured, save, table
+from veilset.data.shards import write_set
 from veilset.errors import SourceError
 from veilset.models.augment import Augmentation, draw_moves, measure_normalisation
 from veilset.models.device import Engine, choose_engine, cuda_works, kernels
@@ -36,7 +38,7 @@ from veilset.models.optimiser import NesterovSgd
 from veilset.models.registry import make_model
 from veilset.schemes.plain import Plain
 from veilset.training.feed import Data, even_slices
-from veilset.training.loader import Samples
+from veilset.training.loader import Samples, read_samples
 from veilset.training.loop import Subject, train
 from veilset.training.params import TrainingParams
 from veilset.training.saved import load_model
@@ -151,10 +153,12 @@ def threads(count: int) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------- our side
 
 
-def our_training(work: Work, samples: Samples, device: str, folder: Path) -> Callable[[], float]:
+def our_training(
+    work: Work, samples: Samples, device: str, folder: Path, held: Samples | None = None
+) -> Callable[[], float]:
     """Trains by `train`; returns the seconds of its epochs, without validation and files."""
     subject = Subject(work.model, CLASSES, "plain", Plain.declares)
-    held = first(samples, 16)
+    held = held or first(samples, 16)
 
     def run() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -192,7 +196,7 @@ class Pictures:
         from PIL import Image  # noqa: PLC0415 - our side must run where neither is installed
         from torchvision import transforms  # noqa: PLC0415
 
-        self.pictures = [Image.fromarray(image) for image in samples.images]
+        self.pictures = [Image.fromarray(image) for image in np.asarray(samples.images)]
         self.labels: list[int] = samples.labels.tolist()
         self.transform = transforms.Compose(
             [
@@ -303,6 +307,15 @@ def synchronise(engine: Engine) -> None:
         torch.cuda.synchronize(engine.device)
 
 
+def stored_images(samples: Samples, folder: Path) -> Samples:
+    """The same images, in a set on disk that is read as it is used."""
+    count = len(samples.labels)
+    ids = np.arange(2 * count, dtype=">u8").view(np.uint8).reshape(count, 16)
+    parts = {"train": (ids, samples.labels, np.asarray(samples.images), {})}
+    write_set(folder, kind="protected", dataset="benchmark", classes=CLASSES, parts=parts)
+    return read_samples([folder], "train", masks=False, room=0)[1]
+
+
 # ------------------------------------------------------------------------------------------- cases
 
 
@@ -341,6 +354,20 @@ def gpu_training(
         peaks.noted(name, our_training(work, samples, device, folder), gpu=device == "cuda"),
         Resident(work, samples, params), "one batch on the device", work.count * work.epochs,
         faster=True, goal=0.95, own_time=True, rate_goal=rate_goal,
+    )  # fmt: skip
+
+
+def disk_training(work: Work, folder: Path, peaks: Peaks, device: str = "cpu") -> Case:
+    """Our loop on images that it reads from disk, beside itself on images in memory."""
+    samples = some_images(work.count, work.px)
+    stored = stored_images(samples, folder / f"{work.model}-{device}")
+    name = f"train {work.model} from disk, {device}, {choose_engine(device).precision}"
+    run = our_training(work, stored, device, folder, held=first(samples, 16))
+    return Case(
+        name, f"{work.px} px, batches of {work.batch_size}",
+        peaks.noted(name, run, gpu=device == "cuda"),
+        our_training(work, samples, device, folder), "images in memory", work.count * work.epochs,
+        faster=True, goal=0.95, own_time=True,
     )  # fmt: skip
 
 
@@ -456,6 +483,8 @@ def measure_cpu(folder: Path, peaks: Peaks, *, quick: bool) -> Iterator[Result]:
     """All cases of the CPU."""
     work = Work("resnet18", 32, 16, 8) if quick else Work("resnet18", 32, 256, 128)
     yield measured(cpu_training(work, folder, peaks), 2 if quick else 3)
+    disk = Work("resnet18", 32, 16, 8) if quick else Work("resnet18", 32, 512, 64)
+    yield measured(disk_training(disk, folder, peaks), 2 if quick else 3)
     counts = (2048, 256) if quick else (16_384, 1024)
     with threads(1):
         yield measured(cpu_loading(*counts), 3 if quick else 9)
@@ -465,6 +494,7 @@ def measure_gpu(folder: Path, peaks: Peaks, *, quick: bool, eager: bool) -> Iter
     """All cases of the GPU."""
     for work, goal in gpu_works(quick=quick, eager=eager):
         yield measured(gpu_training(work, goal, folder, peaks), 2 if quick else 5)
+        yield measured(disk_training(work, folder, peaks, "cuda"), 2 if quick else 5)
 
 
 def main(arguments: list[str] | None = None, output: Path = RESULTS) -> None:

@@ -13,9 +13,12 @@ from benchmarks.training import (
     Work,
     cpu_loading,
     cpu_training,
+    disk_training,
     gpu_training,
     reached,
     read_cifar10,
+    some_images,
+    stored_images,
 )
 from PIL import Image
 
@@ -70,6 +73,19 @@ def test_both_sides_of_the_cpu_train_as_many_images(
     assert case.base() > 0  # type: ignore[operator]
     assert sorted(seen) == sorted([*range(32), *range(32)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_on_disk_are_compared_with_the_same_in_memory(tmp_path: Path) -> None:
+    peaks = Peaks()
+    case = disk_training(SMALL, tmp_path, peaks)
+    assert (case.goal, case.items, case.own_time) == (0.95, 64, True)
+    assert case.run() > 0  # type: ignore[operator]
+    assert case.base() > 0  # type: ignore[operator]
+    assert list(peaks.found) == [case.name]
+    there = some_images(32, 16)
+    stored = stored_images(there, tmp_path / "set")
+    assert stored.on_disk
+    assert (stored.images[np.arange(32)] == there.images).all()
 
 
 def test_a_gpus_loop_is_compared_with_as_many_steps_on_one_batch(tmp_path: Path) -> None:
@@ -142,7 +158,7 @@ def test_the_quick_run_writes_finite_ratios(
 ) -> None:
     training.main(["--quick", "--device", "cpu"], tmp_path)
     document = json.loads((tmp_path / "training-quick.json").read_text())
-    assert len(document["results"]) == 2
+    assert len(document["results"]) == 3
     for row in document["results"]:
         assert isfinite(row["ratio"])
         assert row["ratio"] > 0

@@ -48,7 +48,7 @@ NEVER_WAIVED: list[tuple[str, Change]] = [
     ("the originals", lambda p: {"manifests": sets(p, scheme=Plain().record())}),
     ("comparison only and is never released", lambda p: {"manifests": sets(
         p, scheme=MaskedImage(mode="oracle_edges").record())}),
-    ("comparison only and is never released", lambda p: {"manifests": sets(p, scheme=Composition(steps=(
+    ("comparison only and is never", lambda p: {"manifests": sets(p, scheme=Composition(steps=(
         {"scheme": "visualmixer"}, {"scheme": "masked_image", "mode": "oracle_edges"},
     )).record())}),
     ("the originals", lambda p: {"manifests": sets(p, scheme=Composition(steps=(

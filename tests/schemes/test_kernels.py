@@ -198,15 +198,31 @@ def test_all_permutations_of_channels_are_equally_likely() -> None:
     assert (observed > 0).sum() == 6
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("unit", ["u1", "u4"])
-def test_blocks_are_copied_as_slices_are(unit: str) -> None:
+def test_blocks_are_copied_as_slices_are(unit: str, filled: bool) -> None:
     rng = np.random.default_rng(0)
     source, target = (rng.integers(0, 200, (n, 11, 13)).astype(unit) for n in (5, 4))
     tops, lefts = np.array([0, 4, 8, 11]), np.array([0, 5, 10, 13])
-    block, to, by = rng.permutation(9), rng.integers(0, 4, 9), rng.integers(0, 5, 9)
-    expected = target.copy()
+    block, to, by = rng.permutation(9), np.sort(rng.integers(0, 3, 9)), rng.integers(0, 5, 9)
+    base = rng.integers(0, 200, (4 if filled else 0, 11, 13)).astype(unit)
+    expected = base.copy() if filled else target.copy()
     for b, t, s in zip(block, to, by, strict=True):
         rows, columns = slice(*tops[b // 3 :][:2]), slice(*lefts[b % 3 :][:2])
         expected[t, rows, columns] = source[s, rows, columns]
-    copy_blocks(source, target, tops, lefts, block, to, by)
+    copy_blocks(source, target, tops, lefts, block, to, by, base)
+    assert (target == expected).all()
+
+
+def test_images_are_filled_in_before_their_blocks_however_many_there_are() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (3000, 16, 16), dtype=np.uint8)
+    to = np.flatnonzero(rng.random(3000) < 0.3)
+    block, by = rng.integers(0, 4, len(to)), rng.integers(0, 3000, len(to))
+    edges, target = np.array([0, 8, 16]), np.zeros_like(base)
+    copy_blocks(base, target, edges, edges, block, to, by, base)
+    expected = base.copy()
+    for b, t, s in zip(block, to, by, strict=True):
+        place = np.s_[8 * (b // 2) : 8 * (b // 2) + 8, 8 * (b % 2) : 8 * (b % 2) + 8]
+        expected[t][place] = base[s][place]
     assert (target == expected).all()

@@ -401,7 +401,6 @@ class _Shard:
     def __init__(self, path: Path, entry: ShardEntry, kind: Manifest, recent: _Recent) -> None:
         self.path = path
         self.entry = entry
-        self.row_bytes = prod(kind.shape)
         further = {name: kind.columns[name] for name in sorted(kind.columns)}
         image = f"uint8[{','.join(map(str, kind.shape))}]"
         self._types = {"id": "id", "label": "int64", "image": image, **further}
@@ -483,33 +482,46 @@ class _Shard:
         except ValueError as error:
             raise self._unusable(error) from None
 
-    def take(self, handle: int, rows: IntArray, out: npt.NDArray[np.uint8]) -> None:
-        """Copies the pixels of some rows into `out`, uint8 (len(rows), H*W*C), contiguous."""
-        start = self.column(handle, "image").values
+    def take(
+        self, handle: int, rows: IntArray, out: npt.NDArray[np.uint8],
+        name: str = "image", *, keep: bool = True,
+    ) -> None:  # fmt: skip
+        """Copies some rows of a column of bytes into `out`, uint8 (len(rows), bytes), contiguous.
+
+        Without `keep`, what was verified before is read past the chunks that are held.
+        """
+        start, width = self.column(handle, name).values, out.shape[1]
         if not self._resident.all():
-            offsets = start + rows * self.row_bytes
-            chunks = _covered(offsets // CHUNK, (offsets + self.row_bytes - 1) // CHUNK)
-            if self._is_sparse(chunks, rows):
+            offsets = start + rows * width
+            chunks = _covered(offsets // CHUNK, (offsets + width - 1) // CHUNK)
+            missing = chunks[~self._resident[chunks]]
+            sparse = len(missing) * CHUNK > _SPARSE * out.size
+            if (sparse or (len(missing) and not keep)) and self._verified[missing].all():
                 self._read_rows(handle, offsets, out)
                 return
             self.need(handle, chunks)
-        stop = start + self.entry.rows * self.row_bytes
-        table = self._bytes[start:stop].reshape(self.entry.rows, self.row_bytes)
+        stop = start + self.entry.rows * width
+        table = self._bytes[start:stop].reshape(self.entry.rows, width)
         if _is_run(rows):
             np.copyto(out, table[rows[0] : rows[-1] + 1])
         else:
             # The rows are in range; any other mode would gather into a buffer first.
             table.take(rows, axis=0, out=out, mode="clip")
 
-    def _is_sparse(self, chunks: IntArray, rows: IntArray) -> bool:
-        """Whether chunks verified before, but no longer held, are better read row by row."""
-        missing = chunks[~self._resident[chunks]]
-        wanted = _SPARSE * len(rows) * self.row_bytes
-        return bool(len(missing) * CHUNK > wanted and self._verified[missing].all())
-
     def _read_rows(self, handle: int, offsets: IntArray, out: npt.NDArray[np.uint8]) -> None:
-        for offset, row in zip(offsets.tolist(), out, strict=True):
-            _fill(handle, self.path, self.entry, row.data, offset)
+        """Reads rows that lie at these offsets: in one go where they lie together."""
+        width = out.shape[1]
+        if (np.diff(offsets) == width).all():
+            _fill(handle, self.path, self.entry, out.reshape(-1).data, int(offsets[0]))
+            return
+        # In the order of the file, which a disk reads fastest, and all asked for before the first.
+        order = np.argsort(offsets).tolist()
+        places = offsets.tolist()
+        if hasattr(os, "posix_fadvise"):
+            for row in order:
+                os.posix_fadvise(handle, places[row], width, os.POSIX_FADV_WILLNEED)
+        for row in order:
+            _fill(handle, self.path, self.entry, out[row].data, places[row])
 
     def _unusable(self, error: ValueError) -> CorruptError:
         """The error for bytes that are as recorded, but are no shard of this set."""
@@ -614,15 +626,48 @@ class ImageSet:
             CorruptError: A chunk is not as recorded; shard and chunk are named.
             IndexError: A row that there is not.
         """
+        return self._taken(split, "image", self.shape, rows, keep=True)
+
+    def streamed(self, split: str, name: str, rows: IntArray | slice) -> npt.NDArray[np.uint8]:
+        """Rows for a reader that comes back for all of them, again and again.
+
+        What was verified once is from then on read row by row and not kept, so that memory does not
+        grow, and no chunk is read for the sake of a row.
+
+        Args:
+            split: Which split.
+            name: `image`, or a further column of bytes (`uint8[...]`).
+            rows: As for `images`.
+
+        Returns:
+            uint8 (rows, ...), a copy, verified as that of `images`.
+
+        Raises:
+            CorruptError: As `images`.
+            IndexError: A row that there is not.
+            KeyError: There is no such split, or no such column of bytes.
+        """
+        inner: tuple[int, ...] = self.shape
+        if name != "image":
+            kind = self.manifest.columns.get(name, "")
+            if not kind.startswith("uint8["):
+                raise KeyError(f"{name!r} is no column of bytes of {self.folder}")
+            inner = _parse_type(kind)[1]
+        return self._taken(split, name, inner, rows, keep=False)
+
+    def _taken(
+        self, split: str, name: str, inner: tuple[int, ...], rows: IntArray | slice | None, *,
+        keep: bool,
+    ) -> npt.NDArray[np.uint8]:  # fmt: skip
         wanted = _row_numbers(rows, self.count(split))
-        out = np.empty((len(wanted), *self.shape), dtype=np.uint8)
-        flat = out.reshape(len(wanted), prod(self.shape))
+        out = np.empty((len(wanted), *inner), dtype=np.uint8)
+        flat = out.reshape(len(wanted), prod(inner))
         for shard, where, local in self._located(split, wanted):
             # Rows that lie together in the result are put there without a second copy.
             direct = isinstance(where, slice)
             part = flat[where] if direct else np.empty((len(local), flat.shape[1]), np.uint8)
             with self._reading(shard) as handle:
-                shard.take(handle, local, part)
+                shard.take(handle, local, part, name, keep=keep)
             if not direct:
                 flat[where] = part
         return out

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from veilset.data.shards import ImageSet
+from veilset.data.shards import CACHE_BYTES, ImageSet
 from veilset.errors import SourceError
 from veilset.types import Ids, Images, IntArray, Labels
 
@@ -36,9 +36,8 @@ def read_split(
         SourceError: No set has the split, or shapes or classes differ between the sets.
         CorruptError: Stored bytes disagree with their hashes.
     """
-    rows = _choose(folders, split, limit)
-    labels = [part.labels(split)[kept] for part, kept in zip(rows.parts, rows.kept, strict=True)]
-    return rows.ids[rows.order], np.concatenate(labels)[rows.order], _gather(rows, split)
+    rows = choose(folders, split, limit)
+    return rows.ids[rows.order], rows.labels(split), _gather(rows, split)
 
 
 def read_column(
@@ -59,15 +58,9 @@ def read_column(
         SourceError: As `read_split`, or only some of the sets have the column.
         CorruptError: Stored bytes disagree with their hashes.
     """
-    rows = _choose(folders, split, limit)
-    lacking = [part.folder for part in rows.parts if name not in part.manifest.columns]
-    if len(lacking) == len(rows.parts):
+    rows = choose(folders, split, limit)
+    if not rows.has(name):
         return None
-    if lacking:
-        raise SourceError(
-            f"{lacking[0]} has no column {name!r}, but other drops have: protect all drops with "
-            "the same settings."
-        )
     values = [
         part.column(split, name)[kept] for part, kept in zip(rows.parts, rows.kept, strict=True)
     ]
@@ -76,7 +69,7 @@ def read_column(
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """Which rows of which sets are read, and the order that sorts them by id once joined."""
 
     parts: Sequence[ImageSet]
@@ -84,9 +77,35 @@ class _Chosen:
     ids: Ids
     order: npt.NDArray[np.intp]
 
+    def labels(self, split: str) -> Labels:
+        """Labels in the order of the ids, int64 (N,)."""
+        found = [part.labels(split)[kept] for part, kept in zip(self.parts, self.kept, strict=True)]
+        labels: Labels = np.concatenate(found)[self.order]
+        return labels
 
-def _choose(folders: Sequence[Path], split: str, limit: int | None) -> _Chosen:
-    sets = [ImageSet.open(folder) for folder in folders]
+    def has(self, name: str) -> bool:
+        """Whether the sets have a further column.
+
+        Raises:
+            SourceError: Only some of them have it.
+        """
+        lacking = [part.folder for part in self.parts if name not in part.manifest.columns]
+        if lacking and len(lacking) < len(self.parts):
+            raise SourceError(
+                f"{lacking[0]} has no column {name!r}, but other drops have: protect all drops "
+                "with the same settings."
+            )
+        return not lacking
+
+
+def choose(
+    folders: Sequence[Path], split: str, limit: int | None = None, cache_bytes: int = CACHE_BYTES
+) -> Chosen:
+    """Chooses the rows that `read_split` reads, for the same arguments, and reads their ids.
+
+    `cache_bytes` is what each set may keep of its verified bytes. Raises as `read_split`.
+    """
+    sets = [ImageSet.open(folder, cache_bytes=cache_bytes) for folder in folders]
     _require_alike(sets)
     parts = [part for part in sets if split in part.splits and part.count(split) > 0]
     if not parts:
@@ -96,7 +115,7 @@ def _choose(folders: Sequence[Path], split: str, limit: int | None) -> _Chosen:
     if limit is not None:
         kept = _smallest([part.ids(split) for part in parts], kept, limit)
     ids = np.concatenate([part.ids(split)[rows] for part, rows in zip(parts, kept, strict=True)])
-    return _Chosen(parts, kept, ids, np.lexsort(ids.T[::-1]))
+    return Chosen(parts, kept, ids, np.lexsort(ids.T[::-1]))
 
 
 def _require_alike(sets: Sequence[ImageSet]) -> None:
@@ -130,7 +149,7 @@ def _smallest(ids: Sequence[Ids], kept: Sequence[IntArray], limit: int) -> list[
     return [rows[part] for rows, part in zip(kept, np.split(chosen, cuts), strict=True)]
 
 
-def _gather(chosen: _Chosen, split: str) -> Images:
+def _gather(chosen: Chosen, split: str) -> Images:
     """Reads the kept rows straight into their places."""
     count = len(chosen.order)
     place = np.empty(count, dtype=np.int64)

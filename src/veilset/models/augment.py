@@ -8,13 +8,18 @@ differ between GPUs with different numbers of processors).
 """
 
 from dataclasses import dataclass
+from math import prod
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from veilset.models._cpu_batches import gather, standardise
-from veilset.types import Images
+from veilset.types import Images, IntArray
+
+
+_COUNTED: Final = 1 << 21  # values at once: each takes eight bytes while it is counted
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,21 @@ def measure_normalisation(images: Images) -> Normalisation:
     Computed from counts of the 256 values, so exactly the same in any order of the images. A
     channel without contrast gets a deviation of one grey level.
     """
+    return normalisation_of(count_values(images))
+
+
+def count_values(images: Images) -> IntArray:
+    """How often each channel of uint8 (N, H, W, C) has each of the 256 values, int64 (C, 256)."""
     counts = np.zeros((images.shape[-1], 256), dtype=np.int64)
-    for start in range(0, len(images), 4096):
-        part = images[start : start + 4096]
+    size = max(1, _COUNTED // prod(images.shape[1:]))
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
         counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(len(counts))]
+    return counts
+
+
+def normalisation_of(counts: IntArray) -> Normalisation:
+    """As `measure_normalisation`, from what `count_values` counted, summed over all images."""
     values = np.arange(256) / 255
     mean = (counts * values).sum(axis=1) / counts.sum(axis=1)
     spread = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)

@@ -25,8 +25,11 @@ _LANES: Final = 32
 
 _QUAD: Final = 6**4
 
-_AHEAD: Final = 4
+_AHEAD: Final = 6
 """Blocks that are fetched before they are copied."""
+
+_FILLED: Final = 192 << 10
+"""Bytes of images that are filled in at once: they stay in the cache until their blocks come."""
 
 
 @lru_cache
@@ -284,8 +287,9 @@ def copy_blocks(
     block: IntArray,
     to: IntArray,
     by: IntArray,
+    base: npt.NDArray[Any],
 ) -> None:
-    """Copies block `block[k]` of `source[by[k]]` into `target[to[k]]`.
+    """Copies block `block[k]` of `source[by[k]]` into `target[to[k]]`, once that was filled in.
 
     Args:
         source: (M, H, units), any integers.
@@ -293,14 +297,23 @@ def copy_blocks(
         tops: First rows of the rows of blocks and the end of the last, int64 (rows + 1,).
         lefts: First units of the columns of blocks and the end of the last, int64 (columns + 1,).
         block: int64 (K,), row-major numbers of blocks.
-        to: int64 (K,).
+        to: int64 (K,), ascending.
         by: int64 (K,).
+        base: What `target` is to be filled with first, of the same shape; of no images where it
+            was filled before.
     """
     columns = len(lefts) - 1
     height, line = source.shape[1], np.uint64(source.shape[2])
     flat, out = source.reshape(-1), target.reshape(-1)
     one, two = np.uint64(1), np.uint64(2)
+    fill, size = base.reshape(-1), height * source.shape[2]
+    lane, filled = max(1, _FILLED // (size * source.itemsize)), 0
     for k in range(len(block)):
+        if to[k] >= filled and filled < len(base):
+            # A few images ahead of their blocks: all of them at once would leave the cache again.
+            stop = min(to[k] + lane, len(base))
+            out[filled * size : stop * size] = fill[filled * size : stop * size]
+            filled = stop
         # Sources lie anywhere, and fetching one takes as long as copying a few: ask for it early.
         if k + _AHEAD < len(block):
             row, column = block[k + _AHEAD] // columns, block[k + _AHEAD] % columns
@@ -322,3 +335,4 @@ def copy_blocks(
             for x in range(width):
                 out[here + x] = flat[there + x]
             here, there = here + line, there + line
+    out[filled * size : len(base) * size] = fill[filled * size : len(base) * size]

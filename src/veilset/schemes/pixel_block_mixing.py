@@ -277,7 +277,7 @@ def _mixed(
     Donors are taken in ascending order, a bounded number of bytes at a time, so a pool on disk is
     read once from end to end however many donors there are.
     """
-    out = images.copy(order="C")
+    out = np.empty_like(images, order="C")
     target, block = np.nonzero(sources != rows[:, None])
     source = sources[target, block]
     place = np.full(len(pool.ids), -1, dtype=np.int64)
@@ -286,10 +286,11 @@ def _mixed(
     place[donors] = np.arange(len(donors))
     index = place[source]
     step = max(1, _TAKE_BYTES // images[:1].nbytes) if len(images) else 1
-    for low in range(0, len(donors), step):
+    for low in range(0, max(1, len(donors)), step):
         pixels = pool.take(donors[low : low + step])
         here = (index >= low) & (index < low + step) if len(donors) > step else slice(None)
-        _copy(out, pixels, params, block[here], target[here], index[here] - low)
+        base = images[:0] if low else images
+        _copy(out, pixels, params, block[here], target[here], index[here] - low, base)
     return out
 
 
@@ -300,8 +301,9 @@ def _copy(
     block: IntArray,
     target: IntArray,
     source: IntArray,
+    base: Images,
 ) -> None:
-    """Copies block `block[k]` of `pixels[source[k]]` into `out[target[k]]`."""
+    """Fills `out` with `base`, if any, and copies blocks `block[k]` of `pixels[source[k]]` in."""
     _, height, width, channels = out.shape
     tops = [*range(0, height, params.block_height), height]
     lefts = [*range(0, width, params.block_width), width]
@@ -311,4 +313,5 @@ def _copy(
         np.ascontiguousarray(pixels).reshape(-1, *line).view(f"u{unit}"),
         out.reshape(-1, *line).view(f"u{unit}"),
         np.array(tops), np.array(lefts) * channels // unit, block, target, source,
+        np.ascontiguousarray(base).reshape(-1, *line).view(f"u{unit}"),
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """Stage `evaluate`: every CNN on plain and, where declared, on protected test images."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from veilset.console import progress
 from veilset.files import read_table
@@ -27,7 +28,9 @@ from veilset.training.evaluation import (
     test_sets,
     write_evaluation,
 )
-from veilset.training.saved import load_model
+from veilset.training.loader import Samples
+from veilset.training.memory import room_for_images
+from veilset.training.saved import ModelCard, load_model
 from veilset.types import Ids
 
 
@@ -49,79 +52,82 @@ def run(root: Path) -> None:
     params = EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
     # The baseline first: every other row is compared with its answers.
     schemes = sorted(settings.schemes, key=lambda name: name != BASELINE)
-    pairs = [(scheme, model) for scheme in schemes for model in settings.models]
-    baselines: dict[str, list[Scored]] = {}
     declared: dict[tuple[str, str], list[Answers]] = {}
-    rows = []
-    with progress("evaluate", len(pairs), "model") as advance:
-        for scheme, model in pairs:
-            declares = scheme_of(settings, scheme).declares
-            for test_on in test_sets(declares):
-                runs = _runs(project, settings, params, (scheme, model), _Test(test_on, scheme))
-                if (scheme, test_on) == (BASELINE, "plain"):
-                    baselines[model] = runs
-                if test_on == declared_test_set(declares):
-                    declared[scheme, model] = [run.answers for run in runs]
-                rows.append(
-                    evaluation_row(
-                        runs, declares, test_on, baselines.get(model, ()), model_name=model,
+    rows: list[dict[str, Any]] = []
+    with progress("evaluate", len(schemes) * len(settings.models), "model") as advance:
+        for model in settings.models:
+            plain: list[_Trained] = []
+            baseline: list[Scored] = []
+            for scheme in schemes:
+                declares = scheme_of(settings, scheme).declares
+                trained = _load(project, settings, scheme, model)
+                for test_on in test_sets(declares):
+                    row = partial(
+                        evaluation_row, declares=declares, test_on=test_on, model_name=model,
                         confidence=params.confidence,
-                    )
-                )  # fmt: skip
-                if test_on == "protected" and scheme != BASELINE and model in baselines:
-                    rows.append(_plain_on(project, settings, params, (scheme, model), baselines))
-            advance(1)
+                    )  # fmt: skip
+                    test = _read(project, settings, trained[0].card, scheme, test_on)
+                    runs = _scored(trained, test, params)
+                    if (scheme, test_on) == (BASELINE, "plain"):
+                        plain, baseline = trained, runs
+                    if test_on == declared_test_set(declares):
+                        declared[scheme, model] = [run.answers for run in runs]
+                    rows.append(row(runs, baseline=baseline))
+                    if test_on == "protected" and scheme != BASELINE and plain:
+                        # What a CNN trained on plain images makes of protected ones, which papers
+                        # leave out.
+                        also = _scored(plain, test, params)
+                        rows.append(row(also, baseline=baseline, protected_by=scheme))
+                advance(1)
     contrasts = [one.to_json() for one in compare_utility(declared, params.confidence)]
     write_evaluation(project.reports / "evaluation.json", rows, contrasts)
 
 
-@dataclass(frozen=True)
-class _Test:
-    """A kind of test images; where they are protected, by which scheme."""
+class _Trained(NamedTuple):
+    """A CNN of one seed."""
 
-    on: TestOn
-    scheme: str
-
-
-def _plain_on(
-    project: Project,
-    settings: Settings,
-    params: EvaluationParams,
-    names: tuple[str, str],
-    baselines: Mapping[str, Sequence[Scored]],
-) -> dict[str, Any]:
-    """What a CNN trained on plain images makes of protected ones, which papers leave out."""
-    scheme, model = names
-    runs = _runs(project, settings, params, (BASELINE, model), _Test("protected", scheme))
-    return evaluation_row(
-        runs, scheme_of(settings, scheme).declares, "protected", baselines[model],
-        model_name=model, protected_by=scheme, confidence=params.confidence,
-    )  # fmt: skip
+    model: nn.Module
+    card: ModelCard
 
 
-def _runs(
-    project: Project,
-    settings: Settings,
-    params: EvaluationParams,
-    names: tuple[str, str],
-    test: _Test,
-) -> list[Scored]:
-    """What the CNN of each seed says of test images that it may be scored on."""
+class _Test(NamedTuple):
+    """Test images of one kind, and their ids: the owner's own, where those are known."""
+
+    ids: Ids
+    samples: Samples
+
+
+def _load(project: Project, settings: Settings, scheme: str, model: str) -> list[_Trained]:
+    """The CNN of each seed."""
+    return [_Trained(*load_model(project.model(scheme, model, seed))) for seed in settings.seeds]
+
+
+def _read(
+    project: Project, settings: Settings, card: ModelCard, scheme: str, test_on: TestOn
+) -> _Test:
+    """The test images of a kind, those that a scheme protected or plain ones."""
     drops = load_drops(project.root).names
-    loaded = [load_model(project.model(*names, seed)) for seed in settings.seeds]
-    masks = architecture(loaded[0][1].architecture).reads_mask
     folders = [
-        project.ingested(drop) if test.on == "plain" else project.protected(test.scheme, drop)
+        project.ingested(drop) if test_on == "plain" else project.protected(scheme, drop)
         for drop in drops
     ]
-    declares = scheme_of(settings, test.scheme).declares
-    ids, tested = read_test_set(declares, test.on, existing(folders), masks=masks)
-    if test.on == "protected":
-        ids = _source_ids(project, test.scheme, drops, ids)
+    ids, samples = read_test_set(
+        scheme_of(settings, scheme).declares, test_on, existing(folders),
+        masks=architecture(card.architecture).reads_mask,
+        room=room_for_images(settings.resources.memory_mib),
+    )  # fmt: skip
+    if test_on == "protected":
+        ids = _source_ids(project, scheme, drops, ids)
+    return _Test(ids, samples)
+
+
+def _scored(trained: Sequence[_Trained], test: _Test, params: EvaluationParams) -> list[Scored]:
+    """What the CNN of each seed says of test images that it may be scored on."""
+    images, labels, mask = test.samples
     return [
-        Scored(card, Answers(logits, tested.labels, ids))
-        for model, card in loaded
-        for logits in [predict(model, card, tested.images, tested.mask, device=params.device)]
+        Scored(card, Answers(logits, labels, test.ids))
+        for model, card in trained
+        for logits in [predict(model, card, images, mask, device=params.device)]
     ]
 
 

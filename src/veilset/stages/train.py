@@ -15,8 +15,9 @@ from veilset.models.registry import architecture as architecture_of
 from veilset.settings import PARAMS_FILE, Settings, load_drops, load_settings
 from veilset.stages.project import Project, existing, scheme_of
 from veilset.training.beat import Beat
-from veilset.training.loader import read_samples
+from veilset.training.loader import needed, read_samples
 from veilset.training.loop import Epoch, Subject, train
+from veilset.training.memory import room_for_images
 from veilset.training.params import TrainingParams
 from veilset.training.saved import ModelCard
 
@@ -37,9 +38,18 @@ def run(root: Path, scheme_name: str, model_name: str, seed: str) -> None:
         trained_on=tuple(manifest.root for manifest in manifests),
     )
     masks = architecture_of(architecture).reads_mask
-    _, train_set = read_samples(folders, "train", masks=masks)
-    _, held_set = read_samples(folders, "validation", masks=masks)
-    count, leads = len(train_set.images), os.environ.get("RANK", "0") == "0"
+    leads, beside = os.environ.get("RANK", "0") == "0", os.environ.get("LOCAL_WORLD_SIZE", "1")
+    room = room_for_images(settings.resources.memory_mib, int(beside))
+    # The smaller part first: it is read in every epoch as well.
+    _, held_set = read_samples(folders, "validation", masks=masks, room=room)
+    taken = 0 if held_set.on_disk else needed(folders, "validation", masks=masks)
+    _, train_set = read_samples(folders, "train", masks=masks, room=room - taken)
+    count = len(train_set.images)
+    if leads and train_set.on_disk:
+        say(
+            f"train {scheme_name} {model_name} {seed}: {count:,} images do not fit the "
+            f"{room >> 20:,} MiB of memory that they may take, so they are read from disk."
+        )
     stage = f"train@{scheme_name}-{model_name}-{seed}"
     with ExitStack() as stack:
         advance = stack.enter_context(
@@ -94,7 +104,7 @@ def words(card: ModelCard) -> str:
     more = [f"batch {card.batch}", f"{card.threads} threads"]
     more += ["compiled"] if card.compiled else []
     more += [f"{card.processes} processes"] if card.processes > 1 else []
-    more += ["streamed from main memory"] if card.streamed else []
+    more += ["streamed"] if card.streamed else []
     more += [f"in {card.accumulation} parts for want of memory"] if card.accumulation > 1 else []
     return (
         f"{card.architecture} trained on {card.device} ({card.device_name}) in {card.precision}, "

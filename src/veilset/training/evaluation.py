@@ -6,6 +6,7 @@ protected test images only to schemes that declare to protect queries, and those
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from veilset.data.manifest import Manifest
+from veilset.data.stored import StoredRows
 from veilset.errors import SourceError, TrainingError
 from veilset.files import write_json
 from veilset.metrics.statistics import CONFIDENCE, Interval, crossed_mean, wilson
@@ -23,7 +25,8 @@ from veilset.models.device import DeviceName, choose_engine
 from veilset.models.registry import architecture
 from veilset.schemes.base import Declaration
 from veilset.training.differences import difference_of, paired_difference
-from veilset.training.loader import Mask, Samples, read_samples, require_mask, with_mask
+from veilset.training.feed import in_order
+from veilset.training.loader import Mask, Samples, read_samples, require_mask
 from veilset.training.saved import ModelCard
 from veilset.types import BoolArray, FloatArray, Ids, Images, IntArray, Labels
 
@@ -113,8 +116,9 @@ def require_fair(declares: Declaration, test_on: TestOn) -> None:
 
 
 def read_test_set(
-    declares: Declaration, test_on: TestOn, folders: Sequence[Path], *, masks: bool = False
-) -> tuple[Ids, Samples]:
+    declares: Declaration, test_on: TestOn, folders: Sequence[Path], *, masks: bool = False,
+    room: int | None = None,
+) -> tuple[Ids, Samples]:  # fmt: skip
     """Reads the test images of one kind.
 
     Args:
@@ -122,6 +126,7 @@ def read_test_set(
         test_on: `plain` reads ingested sets, `protected` sets that this scheme made.
         folders: The sets, one a drop.
         masks: Whether masks are read as well, where the sets have any.
+        room: As for `read_samples`.
 
     Returns:
         Ids (published ones where protected), and the images with their labels.
@@ -134,7 +139,7 @@ def read_test_set(
     require_fair(declares, test_on)
     for folder in folders:
         _require_kind(Manifest.load(folder), test_on, folder)
-    return read_samples(folders, "test", masks=masks)
+    return read_samples(folders, "test", masks=masks, room=room)
 
 
 def _require_kind(manifest: Manifest, test_on: TestOn, folder: Path) -> None:
@@ -161,8 +166,8 @@ def _require_kind(manifest: Manifest, test_on: TestOn, folder: Path) -> None:
 def predict(
     model: nn.Module,
     card: ModelCard,
-    images: Images,
-    mask: Mask | None = None,
+    images: Images | StoredRows,
+    mask: Mask | StoredRows | None = None,
     *,
     batch_size: int = 256,
     device: DeviceName = "auto",
@@ -172,7 +177,8 @@ def predict(
     Args:
         model: The network; it is moved to the device and set to evaluation mode.
         card: Its card: shape and normalisation.
-        images: uint8 (N, H, W, C) of the shape that it was trained on.
+        images: uint8 (N, H, W, C) of the shape that it was trained on; those on disk are read
+            while the ones before are answered.
         mask: Which pixels were kept, uint8 (N, H, W), 1 or 0; None where nothing was masked.
             Networks that read no mask ignore it.
         batch_size: Images at a time.
@@ -183,6 +189,7 @@ def predict(
 
     Raises:
         TrainingError: Images or mask have another shape or dtype, or a logit is not finite.
+        CorruptError: Stored bytes disagree with their hashes.
     """
     if images.dtype != np.uint8 or images.shape[1:] != card.shape:
         raise TrainingError(
@@ -197,13 +204,15 @@ def predict(
         mask = None
     place = choose_engine(device, "fp32").device
     model = model.to(place).eval()
-    pixels = torch.from_numpy(np.require(with_mask(images, mask), requirements=["C", "W"]))
     logits = np.empty((len(images), len(card.classes)), dtype=np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = pixels[start : start + batch_size].to(place).permute(0, 3, 1, 2)
-            answered = model(normaliser.apply(batch)).float().cpu().numpy()
-            logits[start : start + batch_size] = answered
+    parts = [
+        slice(start, min(start + batch_size, len(images)))
+        for start in range(0, len(images), batch_size)
+    ]
+    with torch.inference_mode(), closing(in_order(images, mask, parts)) as batches:
+        for part, pixels in zip(parts, batches, strict=True):
+            batch = pixels.to(place).permute(0, 3, 1, 2)
+            logits[part] = model(normaliser.apply(batch)).float().cpu().numpy()
     if not np.isfinite(logits).all():
         raise TrainingError("the model answers with NaN or infinity: its training diverged.")
     return logits

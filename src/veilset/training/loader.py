@@ -1,4 +1,7 @@
-"""What can be trained on: images with labels, checked before a training starts."""
+"""What can be trained on: images with labels, checked before a training starts.
+
+Images that main memory has no room for stay on disk (`StoredRows`), and are read as they are used.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +10,11 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from veilset.data.manifest import Manifest
 from veilset.data.splits import read_column, read_split
+from veilset.data.stored import StoredRows, open_stored
 from veilset.errors import TrainingError
-from veilset.types import Ids, Images, Labels
+from veilset.types import Ids, Images, IntArray, Labels
 
 LEAST_IMAGES = 8
 """Fewer training images than this are refused."""
@@ -26,24 +31,33 @@ class Samples(NamedTuple):
     """Images and their labels.
 
     Attributes:
-        images: uint8 (N, H, W, C).
+        images: uint8 (N, H, W, C), in memory or on disk.
         labels: int64 (N,).
         mask: Which pixels were kept, uint8 (N, H, W), 1 or 0; None where nothing was masked.
-            Networks that read no mask are trained without.
+            Networks that read no mask are trained without. On disk where the images are.
     """
 
-    images: Images
+    images: Images | StoredRows
     labels: Labels
-    mask: Mask | None = None
+    mask: Mask | StoredRows | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the images are read as they are used."""
+        return isinstance(self.images, StoredRows)
 
 
-def read_samples(folders: Sequence[Path], split: str, *, masks: bool) -> tuple[Ids, Samples]:
+def read_samples(
+    folders: Sequence[Path], split: str, *, masks: bool, room: int | None = None
+) -> tuple[Ids, Samples]:
     """Reads one split of several image sets as one.
 
     Args:
         folders: The sets, one a drop.
         split: Its name.
         masks: Whether the masks are read as well, where the sets have any.
+        room: Bytes of memory that the images may take: where they need more, they stay on disk.
+            None for as many as they need.
 
     Returns:
         Ids uint8 (N, 16) in ascending order, and the samples in that order.
@@ -52,9 +66,27 @@ def read_samples(folders: Sequence[Path], split: str, *, masks: bool) -> tuple[I
         SourceError: No set has the split, or the sets do not belong together.
         CorruptError: Stored bytes disagree with their hashes.
     """
+    if room is not None and needed(folders, split, masks=masks) > room:
+        ids, labels, stored, column = open_stored(folders, split, MASK if masks else None)
+        return ids, Samples(stored, labels, column)
     ids, labels, images = read_split(folders, split)
     mask = read_column(folders, split, MASK) if masks else None
     return ids, Samples(images, labels, mask)
+
+
+def needed(folders: Sequence[Path], split: str, *, masks: bool) -> int:
+    """Bytes of memory that the images of a split take at most, with masks where these are read.
+
+    Raises:
+        CorruptError: A set has no whole manifest.
+    """
+    total = 0
+    for manifest in map(Manifest.load, folders):
+        height, width, channels = manifest.shape
+        # Masks become a further channel of a copy of the images.
+        parts = 2 * (channels + 1) if masks and MASK in manifest.columns else channels
+        total += manifest.splits.get(split, 0) * height * width * parts
+    return total
 
 
 def check_samples(train: Samples, validation: Samples, classes: int) -> None:
@@ -94,7 +126,7 @@ def check_samples(train: Samples, validation: Samples, classes: int) -> None:
 
 def _require_form(name: str, part: Samples, classes: int) -> None:
     images, labels, mask = part
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[-1] not in (1, 3):
         raise TrainingError(
             f"{name} images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {images.shape}."
         )
@@ -113,8 +145,8 @@ def _require_form(name: str, part: Samples, classes: int) -> None:
         )
 
 
-def require_mask(mask: Mask, images: Images, name: str) -> None:
-    """Refuses a mask that is none of these images.
+def require_mask(mask: Mask | StoredRows, images: Images | StoredRows, name: str) -> None:
+    """Refuses a mask that is none of these images. What a stored one holds is not looked at.
 
     Raises:
         TrainingError: Wrong dtype, shape or values.
@@ -124,10 +156,42 @@ def require_mask(mask: Mask, images: Images, name: str) -> None:
             f"the mask of {name} images must be uint8 {images.shape[:3]}, not {mask.dtype} "
             f"{mask.shape}."
         )
-    if mask.size and mask.max() > 1:
+    if not isinstance(mask, StoredRows) and mask.size and mask.max() > 1:
         raise TrainingError(
             f"the mask of {name} images holds {mask.max()}: it says 1 for kept and 0 for masked."
         )
+
+
+class Pixels:
+    """Images that stay on disk, with their masks as a last channel where they have any.
+
+    Attributes:
+        shape: (N, H, W, C), C one more with a mask.
+    """
+
+    def __init__(self, images: StoredRows, mask: Mask | StoredRows | None) -> None:
+        """Binds images (N, H, W, C) and masks (N, H, W)."""
+        self._images, self._mask = images, mask
+        count, height, width, channels = images.shape
+        self.shape = (count, height, width, channels + (mask is not None))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | IntArray) -> npt.NDArray[np.uint8]:
+        """Reads rows, uint8 (len(rows), H, W, C).
+
+        Raises:
+            CorruptError: Stored bytes disagree with their hashes.
+            TrainingError: A mask holds more than 0 and 1.
+        """
+        images = self._images[rows]
+        if self._mask is None:
+            return images
+        mask = self._mask[rows]
+        require_mask(mask, images, "stored")
+        return with_mask(images, mask)
 
 
 def with_mask(images: Images, mask: Mask | None) -> npt.NDArray[np.uint8]:

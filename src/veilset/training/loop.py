@@ -1,9 +1,9 @@
 """The training loop.
 
-All images stay in memory, on the device where they fit, as one uint8 tensor; a batch is taken from
-it by indexing (augmentation included), then forward, backward, step. After each epoch the whole
-state is saved, so that a run that was killed goes on as if it had not been. On a CPU the same seed,
-thread count and torch version give the same weights, bit for bit.
+All images stay on the device where they fit, as one uint8 tensor, else in main memory or on disk; a
+batch is taken from there (augmentation included), then forward, backward, step. After each epoch
+the whole state is saved, so that a run that was killed goes on as if it had not been. On a CPU the
+same seed, thread count and torch version give the same weights, bit for bit.
 
 Under `torchrun` several processes train together: every one calls `train` with the same arguments,
 and the first one writes.
@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from veilset.errors import TrainingError
 from veilset.files import staged_folder, write_json, write_text
-from veilset.models.augment import draw_moves, measure_normalisation
+from veilset.models.augment import draw_moves
 from veilset.models.device import choose_engine, kernels
 from veilset.models.registry import architecture, make_model
 from veilset.training import record
@@ -84,8 +84,8 @@ def train(
     whole epoch when it is called again with the same arguments.
 
     Args:
-        train_set: Images uint8 (N, H, W, C), labels int64 (N,), and where pixels were masked a
-            mask, which only networks that read one see.
+        train_set: Images uint8 (N, H, W, C) in memory or on disk, labels int64 (N,), and where
+            pixels were masked a mask, which only networks that read one see.
         validation_set: The same, of other images.
         params: The knobs.
         subject: Which network, which classes, under which scheme.
@@ -145,7 +145,6 @@ def _task(
     engine = choose_engine(params.device, params.precision)
     count, height, width, channels = train_set.images.shape
     params = params.settled(count)
-    normalisation = measure_normalisation(train_set.images)
     steps = ceil(count / params.batch_for(count))
     if count // steps < ranks.count:
         raise TrainingError(
@@ -153,6 +152,7 @@ def _task(
             "batch_size, or start fewer."
         )
     asked, total = params.compile, steps * params.epochs
+    train = Data.of(train_set, None, engine)
     return Task(
         params=params,
         subject=subject,
@@ -160,8 +160,8 @@ def _task(
         ranks=ranks,
         augmentation=augmentation_for(params, subject.declares, (height, width, channels)),
         shape=(height, width, channels),
-        train=Data.of(train_set, normalisation, engine),
-        validation=Data.of(validation_set, normalisation, engine),
+        train=train,
+        validation=Data.of(validation_set, train.normalisation, engine),
         steps=steps,
         compiled=choose_compile(asked, engine, steps=total, processes=ranks.count),
     )

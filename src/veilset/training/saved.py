@@ -44,7 +44,8 @@ class ModelCard(Params):
         precision: `fp32` or `bf16`.
         compiled: Whether the network was compiled.
         processes: How many trained it together.
-        streamed: The images stayed in main memory, as the device had not the room.
+        streamed: The images stayed in main memory or on disk, for want of room on the device or
+            in memory.
         threads: Threads of the CPU that computed.
         torch_version: Version of torch.
         batch: Images in a step, over all processes; 0 where that is not known.
