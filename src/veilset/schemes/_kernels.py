@@ -279,7 +279,7 @@ def words_for(pixels: int) -> int:
 
 
 @compiled
-def copy_blocks(
+def copy_blocks(  # noqa: PLR0917
     source: npt.NDArray[Any],
     target: npt.NDArray[Any],
     tops: IntArray,
