@@ -1,8 +1,8 @@
-"""`veilset audit`: the MLflow record of what DVC versions."""
+"""`veilset audit`: the MLflow record of what DVC versions, and answers out of the versions."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,18 @@ from veilset.console import say
 from veilset.files import sha256_file, write_json
 from veilset.settings import load_settings
 
-app = typer.Typer(help="The record in MLflow of every version and result.")
+if TYPE_CHECKING:
+    from veilset.adapters.audit_facts import Question
+
+app = typer.Typer(help="The record of every version and result, and answers out of it.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer as JSON")]
+Reproduce = Annotated[
+    bool, typer.Option(help="Protect a sample again with the project's key, and compare bytes")
+]
+Sample = Annotated[int, typer.Option(min=1, help="Images of each set that --reproduce looks at")]
+
+_SAMPLE = 64
 
 _STAMP = Path(".dvc/tmp/veilset-sync.json")
 
@@ -48,6 +59,93 @@ def check() -> None:
     if differences:
         raise typer.Exit(1)
     say("The MLflow record agrees with the versions.")
+
+
+@app.command()
+def dataset(
+    value: Annotated[str, typer.Argument(help="DATA/SCHEME/SPLIT, a DVC digest, or a root")],
+    *,
+    as_json: AsJson = False,
+    reproduce: Reproduce = False,
+    sample: Sample = _SAMPLE,
+) -> None:
+    """What is behind a protected version: drops, code, attacks, models, releases."""
+    _answer("dataset", value, as_json=as_json, sample=sample if reproduce else None)
+
+
+@app.command()
+def model(
+    value: Annotated[str, typer.Argument(help="SCHEME-MODEL-SEED, or NAME/VERSION in MLflow")],
+    *,
+    as_json: AsJson = False,
+    reproduce: Reproduce = False,
+    sample: Sample = _SAMPLE,
+) -> None:
+    """What a model learnt from, how well, and what its data leak."""
+    _answer("model", value, as_json=as_json, sample=sample if reproduce else None)
+
+
+@app.command()
+def scheme(
+    value: Annotated[str, typer.Argument(help="A scheme's name in params.yaml")],
+    *,
+    as_json: AsJson = False,
+    reproduce: Reproduce = False,
+    sample: Sample = _SAMPLE,
+) -> None:
+    """What a scheme protected, what it leaks and costs, and when it was run."""
+    _answer("scheme", value, as_json=as_json, sample=sample if reproduce else None)
+
+
+@app.command()
+def drop(
+    value: Annotated[str, typer.Argument(help="A drop's name")],
+    *,
+    as_json: AsJson = False,
+    reproduce: Reproduce = False,
+    sample: Sample = _SAMPLE,
+) -> None:
+    """On what terms a drop came, and everything that was made of it."""
+    _answer("drop", value, as_json=as_json, sample=sample if reproduce else None)
+
+
+@app.command()
+def commit(
+    value: Annotated[str, typer.Argument(help="A revision of git")],
+    *,
+    as_json: AsJson = False,
+    reproduce: Reproduce = False,
+    sample: Sample = _SAMPLE,
+) -> None:
+    """All that was on record at a commit; nothing is checked out."""
+    _answer("commit", value, as_json=as_json, sample=sample if reproduce else None)
+
+
+@app.command()
+def date(
+    value: Annotated[str, typer.Argument(help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, in UTC")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """What was dropped, made, released, refused and withdrawn in a span of time."""
+    _answer("date", value, as_json=as_json, sample=None)
+
+
+def _answer(question: "Question", value: str, *, as_json: bool, sample: int | None) -> None:
+    """Says the answer; exit code 1 where the record is incomplete."""
+    import numpy as np  # noqa: PLC0415
+
+    from veilset.adapters.audit_answers import Sampling, answer  # noqa: PLC0415
+    from veilset.adapters.audit_words import words  # noqa: PLC0415
+
+    sampling = None if sample is None else Sampling(sample, np.random.default_rng())
+    found = answer(Path(), question, value, sampling)
+    if as_json:
+        say(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        say(words(found).rstrip("\n"))
+    if not found.complete:
+        raise typer.Exit(1)
 
 
 def _state(root: Path) -> dict[str, str]:
