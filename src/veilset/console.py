@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import Final, Protocol
 
 from tqdm import tqdm
 
 from veilset.errors import VeilsetError
+
+_STOPPED: Final = 130
+"""Exit code of a command that was stopped by Ctrl-C or SIGTERM."""
 
 
 class Advance(Protocol):
@@ -79,13 +82,22 @@ def run_reporting_errors(work: Callable[[], int | None]) -> int:
         print(f"veilset: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print("veilset: stopped; run the same command again to go on.", file=sys.stderr)  # noqa: T201
-        return 130
+        return _stopped()
+    except SystemExit as stop:
+        # What Typer makes of Ctrl-C before it comes here.
+        if stop.code == _STOPPED:
+            return _stopped()
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _stopped() -> int:
+    print("veilset: stopped; run the same command again to go on.", file=sys.stderr)  # noqa: T201
+    return _STOPPED
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

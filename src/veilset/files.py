@@ -30,6 +30,9 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _MANY_FILES = 256
 _PLAN = "plan"
+_SEAL = hashlib.sha256(b"veilset sealed Parquet/1").digest()[:16]
+_SEAL_BYTES = 2 * len(_SEAL) + 32
+_PARQUET_END = 8  # the footer's length and `PAR1`
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -71,11 +74,13 @@ def atomic_file(path: Path, mode: str = "wb", *, size: int = 0) -> Iterator[IO[A
                 os.ftruncate(handle, os.lseek(handle, 0, os.SEEK_CUR))
             os.fsync(handle)
             temporary.replace(path)
-            _fsync_folder(path.parent)
+        _keep(path)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-        os.close(handle)
+        # Its bytes were synced by then, so closing can tell of no loss.
+        with suppress(OSError):
+            os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -108,7 +113,7 @@ def write_table(path: Path, frame: "pd.DataFrame") -> None:
     """Writes a table atomically as Parquet: no index, no pandas metadata, no compression.
 
     Equal tables give equal bytes under one version of Arrow (Parquet names its writer's version in
-    the footer). Every page carries a checksum, which `read_table` verifies.
+    the footer). The file carries the hash of its own content, which `read_table` verifies.
 
     Args:
         path: The file.
@@ -122,36 +127,73 @@ def write_table(path: Path, frame: "pd.DataFrame") -> None:
 
     table = pa.Table.from_pandas(_plain_objects(frame), preserve_index=False)
     table = table.replace_schema_metadata(None)
-    with atomic_file(path) as file:
+    with atomic_file(path) as file, sealed_parquet(file) as sink:
         pq.write_table(
-            table, file, compression="none", store_schema=False, write_page_checksum=True,
+            table, sink, compression="none", store_schema=False, write_page_checksum=True,
             row_group_size=1 << 20, version="2.6", data_page_version="1.0",
         )  # fmt: skip
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Reads what `write_table` wrote, page checksums verified.
+    """Reads what `write_table` wrote, verified as by `read_sealed_parquet`.
 
     Text is `str`, whole numbers with gaps are `Int64`, everything else is NumPy's type.
 
     Raises:
-        CorruptError: The file is missing, cut short, or its bytes disagree with their checksums.
+        CorruptError: The file is missing, cut short or altered.
     """
     import pandas as pd  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(
-            f"{path} cannot be read as a table ({_first_line(error)}): make it again."
-        ) from None
+    table = read_sealed_parquet(path)
     frame: pd.DataFrame = table.to_pandas()
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count and pa.types.is_integer(column.type):
             frame[name] = pd.array(column.to_pylist(), dtype="Int64")
     return frame
+
+
+@contextmanager
+def sealed_parquet(file: IO[bytes]) -> Iterator[Any]:
+    """Where to write a Parquet file that carries the SHA-256 of its own bytes.
+
+    Parquet has checksums for its pages and none for its footer, where a flipped bit renames a
+    column or changes its type. The hash of all other bytes stands between two marks before the
+    footer, a place that no reader of Parquet looks at.
+
+    Args:
+        file: A new file, empty, that can be read as well (`atomic_file` gives such).
+
+    Yields:
+        What to hand to Arrow's writer.
+    """
+    sink = _Hashed(file)
+    yield sink
+    file.flush()
+    length = file.tell()
+    start = _footer_start(os.pread(file.fileno(), _PARQUET_END, length - _PARQUET_END), length)
+    footer = os.pread(file.fileno(), length - start, start)
+    file.seek(start)
+    file.write(_SEAL + sink.content.digest() + _SEAL + footer)
+
+
+def read_sealed_parquet(path: Path) -> pa.Table:
+    """Reads a Parquet file that `sealed_parquet` wrote: only bytes whose hash was compared.
+
+    Of a file without a seal, written by an earlier version, the pages' checksums are verified.
+
+    Raises:
+        CorruptError: The file is missing, cut short or altered.
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        data = path.read_bytes()
+        _require_seal(data)
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CorruptError(
+            f"{path} cannot be read as a table ({_first_line(error)}): make it again."
+        ) from None
 
 
 def sha256_file(path: Path) -> str:
@@ -223,9 +265,10 @@ def locked(target: Path) -> Iterator[None]:
         yield
     finally:
         # Removed while still held: who opened it meanwhile sees that it is gone and opens anew.
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             path.unlink()
-        os.close(handle)
+        with suppress(OSError):
+            os.close(handle)
 
 
 @contextmanager
@@ -262,6 +305,10 @@ def staged_folder(final: Path, plan: str) -> Iterator[Path]:
             (partial / _PLAN).unlink()
             _fsync_tree(partial)
             _swap(partial, final)
+        _keep(final)
+        with _clear_errors(partial, 0):
+            _remove(partial)
+            _remove(_aside(final))
 
 
 # ------------------------------------------------------------------------------- small parts below
@@ -373,6 +420,17 @@ def _free_bytes(folder: Path) -> int | None:
     return None
 
 
+def _keep(path: Path) -> None:
+    """Has the disk keep a name that was just given to something whole."""
+    try:
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise VeilsetError(
+            f"{path} was written, but the disk did not confirm that it keeps it "
+            f"({error.strerror or error}): check the disk, then run again."
+        ) from None
+
+
 def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -430,8 +488,10 @@ def _open_locked(path: Path, target: Path) -> int:
         if _same_file(handle, path):
             break
         os.close(handle)  # Its last holder has just removed it: lock the new one.
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    # Who holds it is said where the disk has room for that; the lock itself needs none.
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle
 
 
@@ -463,16 +523,12 @@ def _prepare(partial: Path, plan: str) -> None:
 
 
 def _swap(partial: Path, final: Path) -> None:
-    """Puts a finished folder in its place. At no moment is the place half of anything."""
+    """Puts a finished folder in its place, an old one beside it. The place is never half."""
     if os.path.lexists(final):
         if _exchange(partial, final):
-            _fsync_folder(final.parent)
-            _remove(partial)
             return
         final.rename(_aside(final))
     partial.rename(final)
-    _fsync_folder(final.parent)
-    _remove(_aside(final))
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -490,6 +546,42 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class _Hashed:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.content = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self.content.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _footer_start(end: bytes, length: int) -> int:
+    """Where the footer of a Parquet file begins, from its last 8 bytes and its length."""
+    return length - _PARQUET_END - int.from_bytes(end[:4], "little")
+
+
+def _require_seal(data: bytes) -> None:
+    """Raises ValueError if a Parquet file has a seal and its bytes are not those that it says."""
+    if _SEAL not in data:
+        return
+    start = _footer_start(data[-_PARQUET_END:], len(data))
+    before = max(0, start - _SEAL_BYTES)
+    digest = hashlib.sha256(memoryview(data)[:before])
+    digest.update(memoryview(data)[max(0, start) :])
+    if data[before : max(0, start)] != _SEAL + digest.digest() + _SEAL:
+        raise ValueError("its bytes disagree with the hash that it carries")
 
 
 def _plain_objects(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -511,6 +603,7 @@ def _first_line(error: BaseException) -> str:
 
 
 __all__ = [
-    "atomic_file", "json_text", "locked", "read_table", "require_space", "sha256_file",
-    "staged_folder", "sweep", "write_bytes", "write_json", "write_table", "write_text",
+    "atomic_file", "json_text", "locked", "read_sealed_parquet", "read_table", "require_space",
+    "sealed_parquet", "sha256_file", "staged_folder", "sweep", "write_bytes", "write_json",
+    "write_table", "write_text",
 ]  # fmt: skip

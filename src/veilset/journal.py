@@ -1,8 +1,9 @@
 """Records that only grow, and in which no line can be changed, dropped or moved unnoticed.
 
-A journal is a text file with a JSON object a line. Each line names the SHA-256 of the line before
-it, so a reader who trusts the last line trusts all of them. Lines cut off at the end leave a sound,
-shorter journal: that only a copy elsewhere shows, which is what git has of it. All of it is ours.
+A journal is a text file with a JSON object a line. Each line carries the SHA-256 of the line
+before it and of what it says itself, so a reader who trusts the last line trusts all of them. Lines
+cut off at the end leave a sound, shorter journal: that only a copy elsewhere shows, which is what
+git has of it. All of it is ours.
 """
 
 import hashlib
@@ -15,7 +16,6 @@ from veilset.errors import CorruptError
 from veilset.files import locked, write_text
 
 _AFTER: Final = "after"
-_START: Final = "0" * 64
 
 
 def append_to_journal(path: Path, *entries: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def append_to_journal(path: Path, *entries: Mapping[str, Any]) -> None:
         for entry in entries:
             if _AFTER in entry:
                 raise ValueError(f"{_AFTER!r} is the journal's own")
-            lines.append(_text({**entry, _AFTER: _digest(lines)}))
+            lines.append(_line(entry, lines))
         write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -53,11 +53,14 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
 def _lines(path: Path) -> list[str]:
     try:
         # Not `splitlines`, which ends lines at characters that JSON leaves as they are.
-        return path.read_bytes().decode().split("\n")[:-1]
+        *lines, rest = path.read_bytes().decode().split("\n")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptError(f"{path} cannot be read ({error}): restore it from a commit.") from None
+    if rest:
+        raise _altered(path, len(lines) + 1)
+    return lines
 
 
 def _entries(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], ...]:
@@ -67,18 +70,29 @@ def _entries(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], ...]:
             entry = json.loads(line)
         except ValueError:
             entry = None
-        if not isinstance(entry, dict) or entry.pop(_AFTER, "") != _digest(lines[: number - 1]):
-            raise CorruptError(
-                f"{path}, line {number}: it or the line before it is not as it was written. "
-                "Restore the file from a commit."
-            )
-        found.append(entry)
+        # Compared as text, so that no other spelling of the same passes.
+        if not isinstance(entry, dict) or line != _line(_said(entry), lines[: number - 1]):
+            raise _altered(path, number)
+        found.append(_said(entry))
     return tuple(found)
 
 
-def _digest(before: Sequence[str]) -> str:
-    return hashlib.sha256(before[-1].encode()).hexdigest() if before else _START
+def _said(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != _AFTER}
+
+
+def _line(entry: Mapping[str, Any], before: Sequence[str]) -> str:
+    """The line of an entry that comes after these lines."""
+    text = "\n".join([*before[-1:], _text(entry)])
+    return _text({**entry, _AFTER: hashlib.sha256(text.encode()).hexdigest()})
 
 
 def _text(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _altered(path: Path, number: int) -> CorruptError:
+    return CorruptError(
+        f"{path}, line {number}: it or the line before it is not as it was written. Restore the "
+        "file from a commit."
+    )

@@ -16,6 +16,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -24,7 +25,8 @@ import numpy as np
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from veilset.errors import KeyFileError
+from veilset.errors import KeyFileError, VeilsetError
+from veilset.files import write_text
 from veilset.types import Ids, Images
 
 KEY_BYTES: Final = 32
@@ -199,9 +201,15 @@ def write_key_file(path: Path) -> Key:
         os.link(temporary, path)
     except FileExistsError:
         raise KeyFileError(f"Key file {path} exists and is kept: name another file.") from None
+    except OSError as error:
+        raise _unwritten(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        path.unlink()
+        raise _unwritten(path, error) from None
     return key
 
 
@@ -241,15 +249,24 @@ def new_key(kind: KeyKind, root: Path, *, replace: bool = False) -> Key:
     Raises:
         KeyFileError: There is a key, or the project expects one that is not the demo's, and
             `replace` was not given; or the file cannot be written.
+        DiskFullError: There is no room for the fingerprint.
+
+    After an error key and fingerprint are either both the old or both the new.
     """
     path = key_path(kind, root)
     if not replace:
         _refuse_second_key(kind, root)
-    if path.exists():
-        _keep_aside(path)
-    key = write_key_file(path)
-    _write_fingerprint(fingerprint_path(kind, root), key)
-    return key
+    kept = _keep_aside(path) if path.exists() else None
+    made = None
+    try:
+        made = write_key_file(path)
+        write_text(fingerprint_path(kind, root), f"{made.fingerprint}\n")
+    except VeilsetError:
+        if made is None or not _expects(kind, root, made):
+            # Without its fingerprint a new key would be in the way of the next attempt.
+            _put_back(path, kept, made)
+        raise
+    return made
 
 
 def destroy_key(kind: KeyKind, root: Path) -> str:
@@ -326,10 +343,27 @@ def _refuse_second_key(kind: KeyKind, root: Path) -> None:
         )
 
 
-def _keep_aside(path: Path) -> None:
+def _expects(kind: KeyKind, root: Path, key: Key) -> bool:
+    with suppress(KeyFileError):
+        return _expected_fingerprint(kind, root) == key.fingerprint
+    return False
+
+
+def _put_back(path: Path, kept: Path | None, made: Key | None) -> None:
+    if kept is not None:
+        kept.replace(path)
+    elif made is not None:
+        path.unlink()
+
+
+def _keep_aside(path: Path) -> Path:
     kept = path.with_name(f"{path.stem}.{read_key_file(path).fingerprint}.key")
-    path.replace(kept)
-    sync_folder(path.parent)
+    try:
+        path.replace(kept)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+    # That the disk keeps both names is seen to when the new key is written.
+    return kept
 
 
 def _write_private(path: Path, key: Key) -> Path:
@@ -340,7 +374,7 @@ def _write_private(path: Path, key: Key) -> Path:
         temporary.unlink(missing_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise KeyFileError(f"Key file {path} cannot be written: {error.strerror}.") from None
+        raise _unwritten(path, error) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(key.secret.hex().encode() + b"\n")
@@ -348,18 +382,15 @@ def _write_private(path: Path, key: Key) -> Path:
             os.fsync(file.fileno())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise KeyFileError(f"Key file {path} cannot be written: {error.strerror}.") from None
+        raise _unwritten(path, error) from None
     return temporary
 
 
-def _write_fingerprint(path: Path, key: Key) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(key.fingerprint.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+def _unwritten(path: Path, error: OSError) -> KeyFileError:
+    return KeyFileError(
+        f"Key file {path} cannot be written ({error.strerror}), and no key was made: check the "
+        "place and its room, then run again."
+    )
 
 
 def sync_folder(folder: Path) -> None:

@@ -322,10 +322,12 @@ def serve(handle: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills even inside a C library.
     connection: Connection[bytes, bytes] = Connection(handle)
     _die_with_parent()
-    work, seconds, memory = pickle.loads(connection.recv_bytes())  # noqa: S301 - our own parent's
-    _confine(memory)
-    connection.send_bytes(b"ready")
+    # The parent may be gone at any time, even before it has said what to do.
     with suppress(EOFError, ConnectionError):
+        orders = connection.recv_bytes()
+        work, seconds, memory = pickle.loads(orders)  # noqa: S301 - our own parent's
+        _confine(memory)
+        connection.send_bytes(b"ready")
         while True:
             for content in _split(connection.recv_bytes()):
                 signal.setitimer(signal.ITIMER_REAL, seconds)

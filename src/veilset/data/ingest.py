@@ -59,11 +59,18 @@ from veilset.files import require_space, staged_folder, write_table, write_text
 from veilset.keys import Key, derive_key, image_id
 from veilset.types import IntArray
 
-ALL_REASONS: Final[Mapping[str, str]] = {**FAULTS, **REASONS}
+_ERASED: Final = "erased"
+
+ALL_REASONS: Final[Mapping[str, str]] = {
+    **FAULTS, **REASONS, _ERASED: "it was erased on request, and is not taken again"
+}  # fmt: skip
 """Every reason code that a table may hold, in words."""
 
 Progress = Callable[[int, int | None], None]
 """Called with images done and images in all (None if the source does not know)."""
+
+Unwanted = Callable[[bytes, str], bool]
+"""Told an image's id (empty where it has none) and its group, whether it must be left out."""
 
 _SPOOL: Final = ".spool"
 _FEATURE_BYTES: Final = 2 << 20
@@ -141,6 +148,7 @@ def ingest(
     progress: Progress | None = None,
     *,
     dataset: str | None = None,
+    unwanted: Unwanted | None = None,
 ) -> IngestSummary:
     """Ingests a drop: decodes, refuses, finds duplicates, assigns roles, writes the set.
 
@@ -153,6 +161,8 @@ def ingest(
         quarantine: Folder of the refused files; an old one is replaced whole.
         progress: Told after each image.
         dataset: The set's name in its manifest; the drop's by default.
+        unwanted: Which images were erased and must not come back: of each, the tables keep a row
+            that says so and nothing else, and the quarantine no bytes.
 
     Returns:
         What was done.
@@ -168,7 +178,7 @@ def ingest(
     plan = f"ingest {os.getpid()} {os.urandom(8).hex()}"
     with staged_folder(output, plan) as staging, Spool(staging / _SPOOL, params.shape) as spool:
         with staged_folder(quarantine, plan) as refuge:
-            records = _read(source, params, ids_key, spool, refuge, progress)
+            records = _read(source, params, ids_key, spool, refuge, progress, unwanted)
             classes = _classes(source, params, records)
             closed = _decide(records, classes, params, ids_key, spool)
             _set_conflicting_aside(source, records, refuge, ids_key)
@@ -223,6 +233,7 @@ def _read(
     spool: Spool,
     refuge: Path,
     progress: Progress | None,
+    unwanted: Unwanted | None,
 ) -> list[Record]:
     """Decodes everything; taken images go to the spool, refused ones to the quarantine."""
     total = source.count()
@@ -234,8 +245,11 @@ def _read(
     records = []
     for item, result in _results(source, labels, params):
         record = _record(item, labels)
-        if isinstance(result, Decoded):
-            _take_in(record, result, ids_key, spool)
+        found = id_of(ids_key, result) if isinstance(result, Decoded) else b""
+        if unwanted is not None and unwanted(found, item.group):
+            record = _blank()
+        elif isinstance(result, Decoded):
+            _take_in(record, result, found, spool)
         else:
             record.refuse(result)
             record.file = set_aside(refuge, item, names)
@@ -314,11 +328,23 @@ def _record(item: Item, labels: _Labels) -> Record:
     )
 
 
-def _take_in(record: Record, taken: Decoded, ids_key: Key, spool: Spool) -> None:
+def id_of(ids_key: Key, taken: Decoded) -> bytes:
+    """The id of a decoded image, 16 bytes."""
     # The worker hashes the pixels and the key stays here: the id is a keyed hash of that hash,
     # handed over as an image of 32 pixels.
     digest = np.frombuffer(taken.digest, dtype=np.uint8).reshape(1, 32, 1)
-    record.image_id = image_id(ids_key, digest)
+    return image_id(ids_key, digest)
+
+
+def _blank() -> Record:
+    """What is noted of an image that was erased: that there was one."""
+    record = Record(name="(erased)", class_name=None, group="", split=None, size=0)
+    record.refuse(Refused(_ERASED, "It was erased on request, and is not taken again."))
+    return record
+
+
+def _take_in(record: Record, taken: Decoded, found: bytes, spool: Spool) -> None:
+    record.image_id = found
     record.width, record.height = taken.width, taken.height
     record.mode, record.format = taken.mode, taken.format
     record.row = spool.add(taken.pixels)

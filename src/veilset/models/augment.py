@@ -18,7 +18,6 @@ from torch import Tensor
 from veilset.models._cpu_batches import gather, standardise
 from veilset.types import Images, IntArray
 
-
 _COUNTED: Final = 1 << 21  # values at once: each takes eight bytes while it is counted
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from veilset.errors import CorruptError, ProtectionError
-from veilset.files import staged_folder, write_bytes, write_json
+from veilset.files import json_text, staged_folder, write_bytes, write_json
 from veilset.params import Params
 from veilset.types import Images, Labels
 
@@ -100,7 +100,7 @@ class Fitted:
 
 
 class _Card(Params):
-    """The contents of `fitted.json`."""
+    """The contents of `fitted.json`. `own` is the hash of all the rest; cards had none once."""
 
     format: int = 1
     scheme: str
@@ -108,6 +108,18 @@ class _Card(Params):
     parameters: str
     facts: dict[str, Any]
     hash: str
+    own: str = ""
+
+    def sealed(self) -> "_Card":
+        """The same with its own hash."""
+        text = json_text(self.model_dump(exclude={"own"}))
+        return self.model_copy(update={"own": hashlib.sha256(text.encode()).hexdigest()})
+
+    def is_as_written(self, raw: bytes) -> bool:
+        """Whether the card says what its bytes said when they were written."""
+        if not self.own:
+            return True
+        return self == self.sealed() and json_text(self.model_dump()).encode() == raw
 
 
 def save_fitted(folder: Path, fitted: Fitted) -> None:
@@ -119,7 +131,7 @@ def save_fitted(folder: Path, fitted: Fitted) -> None:
     card = _Card(
         scheme=fitted.scheme, version=fitted.version, parameters=fitted.parameters,
         facts=dict(fitted.facts), hash=fitted.hash,
-    )  # fmt: skip
+    ).sealed()  # fmt: skip
     with staged_folder(folder, json.dumps(card.model_dump(), sort_keys=True)) as staging:
         if fitted.arrays:
             # Not ascontiguousarray, which gives a single number an axis.
@@ -141,7 +153,10 @@ def load_fitted(folder: Path) -> Fitted:
             f"{folder} holds nothing that a scheme learnt: run the stage fit, or `veilset fit`."
         )
     try:
-        card = _Card.model_validate_json(path.read_bytes())
+        raw = path.read_bytes()
+        card = _Card.model_validate_json(raw)
+        if not card.is_as_written(raw):
+            raise ValueError(f"{CARD} is not as it was written")
         arrays = load((folder / ARRAYS).read_bytes()) if card.hash else {}
         fitted = Fitted(card.scheme, card.version, card.parameters, arrays, card.facts)
         if fitted.hash != card.hash:

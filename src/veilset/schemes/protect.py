@@ -45,7 +45,14 @@ from veilset.data.shards import (
     write_shard,
 )
 from veilset.errors import CorruptError, ProtectionError
-from veilset.files import atomic_file, require_space, staged_folder, write_json
+from veilset.files import (
+    atomic_file,
+    read_sealed_parquet,
+    require_space,
+    sealed_parquet,
+    staged_folder,
+    write_json,
+)
 from veilset.keys import Key
 from veilset.schemes.base import Pool, Scheme
 from veilset.schemes.randomness import Stream
@@ -404,7 +411,7 @@ def _finished_before(job: Job, task: ShardTask) -> Finished | None:
         found = Finished.model_validate_json(path.read_bytes())
         same = found.entry == shard_entry(job.folder / task.name)
         if job.private is not None:
-            _read_links(_part_path(job.private, task))
+            read_sealed_parquet(_part_path(job.private, task))
     except (ValidationError, CorruptError, OSError):
         same = False
     return found if same else None
@@ -580,32 +587,24 @@ def _bytes_column(values: npt.NDArray[Any]) -> pa.Array:
 
 def _write_private_table(path: Path, tables: Iterable[pa.Table]) -> None:
     """Writes tables of one schema, a row group each, readable by their owner alone."""
-    with atomic_file(path) as file, ExitStack() as stack:
+    with atomic_file(path) as file, sealed_parquet(file) as sink, ExitStack() as stack:
         os.fchmod(file.fileno(), 0o600)
         writer = None
         for table in tables:
             if writer is None:
                 writer = stack.enter_context(
                     pq.ParquetWriter(
-                        file, table.schema, compression="none", use_dictionary=False,
+                        sink, table.schema, compression="none", use_dictionary=False,
                         write_statistics=False, write_page_checksum=True, store_schema=False,
                     )
                 )  # fmt: skip
             writer.write_table(table, row_group_size=max(1, len(table)))
 
 
-def _read_links(path: Path) -> pa.Table:
-    try:
-        with path.open("rb") as file:
-            return pq.read_table(file, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{path} cannot be read ({error}): protect the set again.") from None
-
-
 def _merge_links(folder: Path, tasks: Sequence[ShardTask]) -> None:
     """Joins the shards' parts to one table a split, a shard in memory at a time."""
     for split in dict.fromkeys(task.split for task in tasks):
         parts = [_part_path(folder, task) for task in tasks if task.split == split]
-        _write_private_table(folder / f"links-{split}.parquet", map(_read_links, parts))
+        _write_private_table(folder / f"links-{split}.parquet", map(read_sealed_parquet, parts))
     for task in tasks:
         _part_path(folder, task).unlink()

@@ -37,7 +37,8 @@ def opened(path: Path) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
+        # A ValueError, where a column's name is no text.
         reason = " ".join(str(error).split())
         raise SourceError(f"{path} cannot be read as Parquet ({reason}): fetch it again.") from None
 
@@ -59,7 +60,7 @@ def column_types(file: pq.ParquetFile) -> dict[str, pa.DataType]:
     """
     try:
         return {field.name: field.type for field in file.schema_arrow}
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"The Parquet schema cannot be read ({error}): fetch it again.") from None
 
 
