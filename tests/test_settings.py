@@ -76,7 +76,7 @@ def test_a_drop_is_named_and_described_or_refused(tmp_path: Path) -> None:
         {"names": ["a", "b"], "fit_drops": ["a"], "drops": {"a": {"path": "x"}}},
         "drops.yaml",
     )
-    with pytest.raises(SettingsError, match="'b' must be both"):
+    with pytest.raises(SettingsError, match="'b' is in `names`, but has no block"):
         load_drops(tmp_path)
 
 

@@ -8,7 +8,7 @@ parses every block at once.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -39,11 +39,15 @@ class Resources(Params):
         batch_size: Images protected at a time.
         live_after: A training that takes longer than so many seconds shows its figures in MLflow
             while it runs; 0 for never.
+        memory_mib: Main memory, MiB, that the images of a training or an evaluation may take, over
+            all its processes; what does not fit is read from disk while it is used. `auto` is half
+            of what is free, within the limits of containers.
     """
 
     workers: int = Field(default=1, ge=1, le=256)
     batch_size: int = Field(default=1024, ge=1, le=65536)
     live_after: float = Field(default=30.0, ge=0, le=86_400)
+    memory_mib: Literal["auto"] | Annotated[int, Field(ge=0, le=1 << 30)] = "auto"
 
 
 class Settings(Params):
@@ -78,6 +82,7 @@ class Settings(Params):
     evaluate: dict[str, Any] = Field(default_factory=dict)
     gate: dict[str, Any] = Field(default_factory=dict)
     release: dict[str, Any] = Field(default_factory=dict)
+    drop_policy: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("schemes", "attacks", "models", "attacked_models", "model_attacks")
     @classmethod
@@ -144,9 +149,9 @@ class Drops(Params):
     """All of `drops.yaml`: the order of the drops, and a block for each.
 
     Attributes:
-        names: All drops, in order.
+        names: The drops that the pipeline runs over, in order.
         fit_drops: Those that schemes learn from; any other changes no transform.
-        drops: A block for each.
+        drops: A block for each, and for drops that are ingested and wait to be accepted.
     """
 
     names: tuple[str, ...] = Field(min_length=1)
@@ -160,9 +165,10 @@ class Drops(Params):
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Drops":
-        if set(self.names) != set(self.drops):
-            odd = sorted(set(self.names) ^ set(self.drops))[0]
-            raise ValueError(f"{odd!r} must be both in `names` and in `drops`")
+        missing = [name for name in self.names if name not in self.drops]
+        if missing:
+            raise ValueError(f"{missing[0]!r} is in `names`, but has no block in `drops`")
+        _checked_names(self.drops)
         unknown = [name for name in self.fit_drops if name not in self.names]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is in `fit_drops` but not in `names`")

@@ -24,14 +24,16 @@ from typing import Any, Final, Literal
 import pandas as pd
 from pydantic import Field
 
+from veilset.drops.drift import DriftParams
 from veilset.errors import CheckError
 from veilset.files import staged_folder, write_json
 from veilset.params import Params
 from veilset.quiet import quiet
 
 Severity = Literal["critical", "warning"]
-Table = Literal["images", "all_rows", "classes", "totals"]
+Table = Literal["images", "all_rows", "classes", "totals", "drift"]
 
+_TABLES: Final[tuple[Table, ...]] = ("all_rows", "images", "classes", "totals", "drift")
 KEPT_ROLES: Final = ("train", "validation", "test", "auxiliary", "gallery")
 REFUSED_ROLES: Final = ("duplicate", "quarantined")
 COLUMNS: Final = (
@@ -65,6 +67,7 @@ class CheckParams(Params):
         max_brightness: Mean grey level above which an image counts as white.
         max_odd_brightness_share: A larger share of such images is a warning.
         required_roles: Each of these without an image is critical.
+        drift: By how much a new drop may differ from earlier ones before a person decides.
     """
 
     min_train_per_class: int = Field(default=2, ge=1)
@@ -79,6 +82,7 @@ class CheckParams(Params):
     max_brightness: float = Field(default=253.0, ge=0, le=255)
     max_odd_brightness_share: float = Field(default=0.01, ge=0, le=1)
     required_roles: tuple[str, ...] = ("train",)
+    drift: DriftParams = DriftParams()
 
 
 @dataclass(frozen=True)
@@ -442,7 +446,7 @@ def _validate(
     context = _context(gx)
     source = context.data_sources.add_pandas("index")
     findings: dict[str, Finding] = {}
-    for table in ("all_rows", "images", "classes", "totals"):
+    for table in (name for name in _TABLES if name in tables):
         chosen = [rule for rule in rules if rule.table == table]
         outcome = _run_table(gx, context, source, table, tables[table], chosen)
         findings |= {rule.name: _finding(rule, outcome[rule.name]) for rule in chosen}

@@ -5,6 +5,7 @@ from pathlib import Path
 from veilset.console import progress, say, up_to
 from veilset.data.ingest import IngestParams, IngestSummary, ingest
 from veilset.data.sources.registry import open_source
+from veilset.drops.erased import unwanted
 from veilset.keys import project_key
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
 from veilset.stages.project import Project
@@ -15,13 +16,15 @@ def run(root: Path, drop: str) -> None:
     project, settings = Project(root), load_settings(root)
     values = {"workers": settings.resources.workers, **settings.ingest}
     params = IngestParams.parse(values, f"{PARAMS_FILE}: ingest")
+    ids_key = project_key("ids", root)
     source = open_source(load_drops(root).drops[drop].spec(), root)
     with progress(f"ingest {drop}", source.count()) as advance:
         summary = ingest(
-            source, params, project_key("ids", root), drop,
+            source, params, ids_key, drop,
             project.ingested(drop), project.quarantine(drop),
             progress=up_to(advance),
             dataset=settings.data.name,
+            unwanted=unwanted(root, ids_key),
         )  # fmt: skip
     say(words(summary))
 

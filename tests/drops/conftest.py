@@ -1,0 +1,6 @@
+"""The small project of the pipeline's tests serves here as well."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
