@@ -130,9 +130,9 @@ def sync(
     place = _workspace(root, log_originals=log_originals, report_is_clean=report_is_clean)
     # Before our own lock file makes the project look changed.
     when = _when(root)
-    with locked(root / "mlflow.db"), quiet_mlflow():
-        store = _Store.open(place, tracking_address(root, tracking_uri))
-        return store.sync(when)
+    address = tracking_address(root, tracking_uri)
+    with locked(root / "mlflow.db"), quiet_mlflow(), _reachable(address):
+        return _Store.open(place, address).sync(when)
 
 
 def check(root: Path, tracking_uri: str | None = None) -> tuple[Difference, ...]:
@@ -151,9 +151,26 @@ def check(root: Path, tracking_uri: str | None = None) -> tuple[Difference, ...]
         AuditError: There is no lock file, or the store cannot be reached.
     """
     place = _workspace(root)
-    with quiet_mlflow():
-        store = _Store.open(place, tracking_address(root, tracking_uri))
+    address = tracking_address(root, tracking_uri)
+    with quiet_mlflow(), _reachable(address):
+        store = _Store.open(place, address)
         return tuple(item for stage in place.stages for item in store.differences(stage))
+
+
+@contextmanager
+def _reachable(address: str) -> Iterator[None]:
+    """Turns what a store raises that is away, or goes away meanwhile, into one sentence."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - seconds to import
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AuditError(
+            f"The audit store {address} cannot be used ({reason}): see that it is reachable and "
+            "writable, then sync again, which goes on where this ended."
+        ) from None
 
 
 def _workspace(
@@ -182,18 +199,8 @@ class _Store:
     @classmethod
     def open(cls, place: Workspace, address: str) -> "_Store":
         """Connects, migrates an older database, and reads which results are on record."""
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415 - seconds to import
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-        try:
-            client, experiment = open_experiment(address, place.dataset, place.root)
-            runs = _runs_by_key(client, experiment)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise AuditError(
-                f"The audit store {address} cannot be used ({reason}): see that it is reachable "
-                f"and writable."
-            ) from None
+        client, experiment = open_experiment(address, place.dataset, place.root)
+        runs = _runs_by_key(client, experiment)
         return cls(place, client, address, experiment, runs)
 
     @cached_property
@@ -445,6 +452,8 @@ class _Store:
             yield Difference(stage.name, str(error))
             return
         tags = run.data.tags
+        if standing is None:  # nothing is known of how it stands
+            tags = {key: value for key, value in tags.items() if not key.startswith(PREFIX)}
         stored: list[Mapping[str, Any]] = [run.data.params, _ours(tags), _final(run.data.metrics)]
         if record.present != (tags.get(FILES) == "present"):
             # What the files say is known on one side only.

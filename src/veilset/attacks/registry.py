@@ -7,7 +7,7 @@ import veilset.attacks
 from veilset.attacks.base import Attack, Effort
 from veilset.registry import Registry
 
-_FRAME: Final = frozenset({"base", "case", "features", "registry", "suite"})
+_FRAME: Final = frozenset({"base", "case", "features", "learnt_membership", "registry", "suite"})
 
 AnyAttack = Attack[Any, Any]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from veilset.attacks.base import Case, Effort
     from veilset.data.shards import ImageSet
     from veilset.release.gate import GateParams
+    from veilset.release.signing import PublicKey
     from veilset.schemes.base import Scheme
 
 Format = Literal["arrow", "parquet", "imagefolder", "webdataset"]
@@ -271,7 +272,7 @@ def verify(
 
 
 def _verify_release(folder: Path, public_key: Path | None, list_: Path | None) -> None:
-    from veilset.release.bundle import verify_release  # noqa: PLC0415
+    from veilset.release.bundle import is_bundle, verify_release  # noqa: PLC0415
     from veilset.release.history import read_release_list  # noqa: PLC0415
     from veilset.release.signing import read_public_key  # noqa: PLC0415
 
@@ -281,6 +282,9 @@ def _verify_release(folder: Path, public_key: Path | None, list_: Path | None) -
             "from the owner and not from the release."
         )
     key = read_public_key(public_key)
+    if is_bundle(folder, key):
+        _verify_learnt(folder, key)
+        return
     with progress("verify", None, "B") as advance:
         found = verify_release(folder, key, up_to(advance))
     for fault in found.faults:
@@ -300,6 +304,22 @@ def _verify_release(folder: Path, public_key: Path | None, list_: Path | None) -
     size = f"all {found.bytes:,} bytes of {found.files} files"
     say(f"{folder}: {size} are as {key.fingerprint} signed.")
     say(f"{told.dataset} by {told.scheme.title}, released {told.released} ({told.receiver}).")
+
+
+def _verify_learnt(folder: Path, key: "PublicKey") -> None:
+    from veilset.release.learnt import membership_words, verify_learnt  # noqa: PLC0415
+
+    found = verify_learnt(folder, key)
+    for fault in found.faults:
+        say(f"- {fault}")
+    if found.statement is None or found.faults:
+        raise CorruptError(
+            f"{folder} is not what the holder of {key.fingerprint} signed: see above."
+        )
+    told = found.statement.predicate
+    say(f"{folder}: {len(found.statement.subject)} files are as {key.fingerprint} signed.")
+    say(f"What {told.scheme.title} learnt from {told.dataset}, released {told.released}.")
+    say(membership_words(told.membership))
 
 
 def export(

@@ -76,7 +76,7 @@ def release(
             f"{scheme} is not among the schemes of params.yaml: it has "
             f"{', '.join(settings.schemes)}."
         )
-    key, waiver = read_signing_key(signing_key_path(root)), _waiver(waive, by)
+    key, waiver = read_signing_key(signing_key_path(root)), waiver_of(waive, by)
     sets = _sets(project, scheme)
     standing = _standing(project, settings, scheme, sets)
     reasons = (*refusals(standing, receiver, waiver), *_open_doors(root, to))
@@ -169,7 +169,7 @@ class _Making:
 
         statement = write_release(
             folder, self.sets, self.facts, self.key, card=self.card,
-            terms=Terms(*self.terms), private=_private_words(), parquet=self.parquet,
+            terms=Terms(*self.terms), private=private_words(), parquet=self.parquet,
             check_metadata=True,
         )  # fmt: skip
         return len(statement.files)
@@ -204,7 +204,7 @@ def releases(
     if not events:
         say(f"No release was made or refused yet ({RELEASES} is not there).")
     for one in events:
-        what = one.name or one.scheme
+        what = one.name or one.scheme + (" (what it learnt)" if one.what == "learnt" else "")
         where = f" to {one.to}" if one.to and one.event != "withdrawn" else ""
         waived = f" Waived by {one.waiver.name}: {one.waiver.reason}" if one.waiver else ""
         why = "".join(f"\n  - {reason}" for reason in one.reasons)
@@ -304,7 +304,8 @@ def _remotes(root: Path) -> tuple[str, ...]:
     return remote_names(root) if (root / ".dvc").is_dir() else ()
 
 
-def _waiver(reason: str | None, name: str | None) -> "Waiver | None":
+def waiver_of(reason: str | None, name: str | None) -> "Waiver | None":
+    """What outweighs a verdict, where somebody answers for it by name."""
     from veilset.release.statement import Waiver  # noqa: PLC0415
 
     if reason is None and name is None:
@@ -398,7 +399,7 @@ def _spent(project: "Project", scheme: str, sets: Mapping[str, "ImageSet"]) -> "
     return None if cost is None else totals[cost[0]]
 
 
-def _private_words() -> tuple[str, ...]:
+def private_words() -> tuple[str, ...]:
     """Names of this machine and its user, which no release may tell; not those that all have."""
     words = [platform.node()]
     with suppress(OSError, KeyError):  # a user without a name

@@ -33,7 +33,7 @@ from veilset.files import (
     write_text,
 )
 from veilset.release.signing import PublicKey, SigningKey, seal, unseal
-from veilset.release.statement import Predicate, SchemeFacts, SetFacts, Statement
+from veilset.release.statement import LEARNT_TYPE, Predicate, SchemeFacts, SetFacts, Statement
 
 if TYPE_CHECKING:
     from veilset.release.datasheet import Terms
@@ -323,11 +323,40 @@ def verify_release(
         What was found; it raises for nothing that is wrong with the release.
     """
     try:
-        raw = _read_statement(folder / STATEMENT)
+        raw = read_statement(folder / STATEMENT)
         statement = Statement.from_bytes(unseal(raw, public_key))
     except CorruptError as error:
         return ReleaseReport((str(error),), None)
-    signed = statement.files
+    compared = compare_files(folder, statement.files, progress)
+    faults = compared.faults or tuple(_sets(folder, statement))
+    return ReleaseReport(faults, statement, compared.files, compared.bytes)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of comparing a folder with what was signed.
+
+    Attributes:
+        faults: A sentence each.
+        files: How many files were compared.
+        bytes: How long they are.
+    """
+
+    faults: tuple[str, ...]
+    files: int
+    bytes: int
+
+
+def compare_files(
+    folder: Path, signed: Mapping[str, str], progress: Advance | None = None
+) -> Compared:
+    """Compares every file below a folder, but for its statement, with what was signed.
+
+    Args:
+        folder: The folder.
+        signed: SHA-256 of each file by its place.
+        progress: Told after each file.
+    """
     found = dict(_found(folder))
     faults = [*_places(signed, found)]
     present = [name for name in sorted(signed) if found.get(name) == "file"]
@@ -339,12 +368,15 @@ def verify_release(
         done += size
         if progress is not None:
             progress(done, total)
-    if not faults:
-        faults += _sets(folder, statement)
-    return ReleaseReport(tuple(faults), statement, len(present), done)
+    return Compared(tuple(faults), len(present), done)
 
 
-def _read_statement(path: Path) -> bytes:
+def read_statement(path: Path) -> bytes:
+    """The bytes of a statement's envelope; no link is followed.
+
+    Raises:
+        CorruptError: There is none.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
@@ -357,6 +389,15 @@ def _read_statement(path: Path) -> bytes:
         if not stat.S_ISREG(found.st_mode) or found.st_size > _STATEMENT_LIMIT:
             raise CorruptError(f"{path} is no statement of a release: fetch it again.")
         return file.read(_STATEMENT_LIMIT)
+
+
+def is_bundle(folder: Path, public_key: PublicKey) -> bool:
+    """Whether a folder's statement is signed, and is about what a scheme learnt."""
+    try:
+        raw = unseal(read_statement(folder / STATEMENT), public_key)
+    except CorruptError:
+        return False
+    return f'"{LEARNT_TYPE}"'.encode() in raw
 
 
 def _found(folder: Path) -> Iterator[tuple[str, str]]:
@@ -423,6 +464,7 @@ def _sets(folder: Path, statement: Statement) -> Iterator[str]:
 
 
 __all__ = [
-    "CARD", "CROISSANT", "PUBLIC_KEY", "README", "STATEMENT", "ReleaseReport",
-    "public_card", "told_privately", "verify_release", "write_release",
+    "CARD", "CROISSANT", "PUBLIC_KEY", "README", "STATEMENT", "Compared", "ReleaseReport",
+    "compare_files", "is_bundle", "public_card", "read_statement", "told_privately",
+    "verify_release", "write_release",
 ]  # fmt: skip

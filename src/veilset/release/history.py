@@ -43,6 +43,7 @@ class ReleaseEvent(Params):
         by: Who did it, as git knows them; empty where git does not.
         dataset: The data set's name.
         scheme: The scheme's name in `params.yaml`.
+        what: Protected images, or what a scheme learnt from plain ones.
         receiver: For whom.
         name: The release's name, `<data set>-<scheme>-<first 12 digits of root>`; empty for one
             that was refused.
@@ -61,6 +62,7 @@ class ReleaseEvent(Params):
     by: str = ""
     dataset: str
     scheme: str
+    what: Literal["images", "learnt"] = "images"
     receiver: Receiver
     name: str = ""
     root: str = Field("", pattern=r"^([0-9a-f]{64})?$")
@@ -76,8 +78,10 @@ class ReleaseEvent(Params):
     def _is_whole(self) -> "ReleaseEvent":
         if self.event != "released" and not self.reasons:
             raise ValueError(f"what was {self.event} has a reason")
-        if self.event != "refused" and not (self.name and self.root and self.statement):
-            raise ValueError(f"what was {self.event} has a name, a root and a statement")
+        if self.event != "refused" and not (self.name and self.root):
+            raise ValueError(f"what was {self.event} has a name and a root")
+        if self.what == "images" and self.event != "refused" and not self.statement:
+            raise ValueError(f"images that were {self.event} have a statement")
         return self
 
 

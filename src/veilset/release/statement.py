@@ -31,6 +31,9 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://veilset.dev/release/v1"
 """Names the layout of the predicate; nothing is ever fetched from there."""
 
+LEARNT_TYPE: Final = "https://veilset.dev/learnt/v1"
+"""Likewise of a bundle of what a scheme learnt."""
+
 Receiver = Literal["outside_trainer", "public_release"]
 """For whom a release is made."""
 
@@ -279,17 +282,13 @@ class Subject(_Record):
         return name
 
 
-class Statement(_Record):
-    """An in-toto statement about the files of a release."""
+class _Frame(_Record):
+    """The frame of an in-toto statement about files; what is claimed of them is added below."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(STATEMENT_TYPE, alias="_type")
     subject: tuple[Subject, ...] = Field(min_length=1)
-    predicate_type: Literal["https://veilset.dev/release/v1"] = Field(
-        PREDICATE_TYPE, alias="predicateType"
-    )
-    predicate: Predicate
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -297,17 +296,6 @@ class Statement(_Record):
         if names != sorted(set(names)):
             raise ValueError("the subjects are not in order, or one occurs twice")
         return self
-
-    @classmethod
-    def of(cls, files: Mapping[str, str], predicate: Predicate) -> Self:
-        """The statement on some files.
-
-        Args:
-            files: SHA-256 of each file of the release by its place, hex.
-            predicate: What is claimed of them.
-        """
-        subjects = (Subject(name=name, digest=Digest(sha256=files[name])) for name in sorted(files))
-        return cls(subject=tuple(subjects), predicate=predicate)
 
     @property
     def files(self) -> dict[str, str]:
@@ -330,8 +318,9 @@ class Statement(_Record):
             found = cls.model_validate(values)
         except (ValidationError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
+            layout = cls.model_fields["predicate_type"].default
             raise CorruptError(
-                f"The statement is signed, but has not the layout {PREDICATE_TYPE} that this "
+                f"The statement is signed, but has not the layout {layout} that this "
                 f"version of Veilset knows ({reason}): use the version that made the release."
             ) from None
         if found.to_bytes() != raw:
@@ -341,8 +330,105 @@ class Statement(_Record):
         return found
 
 
+def _subjects(files: Mapping[str, str]) -> tuple[Subject, ...]:
+    return tuple(
+        Subject(name=name, digest=Digest(sha256=files[name])) for name in sorted(files)
+    )  # fmt: skip
+
+
+class Statement(_Frame):
+    """An in-toto statement about the files of a release."""
+
+    predicate_type: Literal["https://veilset.dev/release/v1"] = Field(
+        PREDICATE_TYPE, alias="predicateType"
+    )
+    predicate: Predicate
+
+    @classmethod
+    def of(cls, files: Mapping[str, str], predicate: Predicate) -> Self:
+        """The statement on some files.
+
+        Args:
+            files: SHA-256 of each file of the release by its place, hex.
+            predicate: What is claimed of them.
+        """
+        return cls(subject=_subjects(files), predicate=predicate)
+
+
+# ------------------------------------------------------------------- what a scheme learnt
+
+
+class MembershipFacts(_Record):
+    """Whether what was learnt tells on which images: rates at one false alarm in 100.
+
+    Attributes:
+        value: Share of the images it was fitted on that are recognised; `low`, `high`: its limits.
+        confidence: Of the limits.
+        chance: What guessing gives.
+        control: The same with members and others dealt anew.
+        oracle: The same of something that has learnt by heart.
+        members: How many were tested.
+        others: How many that it was not fitted on.
+        shadows: How often the attacker fitted the scheme herself.
+        variant: What she asked.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+    chance: float
+    control: float
+    oracle: float
+    members: int
+    others: int
+    shadows: int
+    variant: str
+
+
+class LearntPredicate(_Record):
+    """What is claimed of the files of a bundle.
+
+    Attributes:
+        dataset: The data set's name.
+        released: The day, given by the owner.
+        scheme: What learnt, with its parameters and the hash of what it learnt.
+        membership: What an attacker who holds it recognises.
+        limit: The highest tolerated rate.
+        verdict: What follows.
+        waiver: Or None.
+        commit: Of the code and settings, 40 hex characters, or None.
+        packages: Versions by name.
+    """
+
+    dataset: str
+    released: datetime.date
+    scheme: SchemeFacts
+    membership: MembershipFacts
+    limit: float
+    verdict: Literal["pass", "fail", "undecided"]
+    waiver: Waiver | None = None
+    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    packages: dict[str, str] = {}
+
+
+class LearntStatement(_Frame):
+    """An in-toto statement about the files of a bundle."""
+
+    predicate_type: Literal["https://veilset.dev/learnt/v1"] = Field(
+        LEARNT_TYPE, alias="predicateType"
+    )
+    predicate: LearntPredicate
+
+    @classmethod
+    def of(cls, files: Mapping[str, str], predicate: LearntPredicate) -> Self:
+        """The statement on some files: see `Statement.of`."""
+        return cls(subject=_subjects(files), predicate=predicate)
+
+
 __all__ = [
-    "PREDICATE_TYPE", "STATEMENT_TYPE", "BudgetFacts", "CheckFacts", "DeclarationFacts", "Digest",
-    "Floors", "Predicate", "Receiver", "SchemeFacts", "SetFacts", "Statement", "Subject",
+    "LEARNT_TYPE", "PREDICATE_TYPE", "STATEMENT_TYPE", "BudgetFacts", "CheckFacts",
+    "DeclarationFacts", "Digest", "Floors", "LearntPredicate", "LearntStatement",
+    "MembershipFacts", "Predicate", "Receiver", "SchemeFacts", "SetFacts", "Statement", "Subject",
     "UtilityFacts", "VerdictFacts", "Waiver",
 ]  # fmt: skip
