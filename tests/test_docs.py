@@ -10,6 +10,7 @@ import yaml
 from veilset.attacks.base import KNOWLEDGE_WORDS
 from veilset.attacks.registry import ATTACKS, make_attack
 from veilset.data.shards import ImageSet, write_set
+from veilset.drops.record import read_drops
 from veilset.keys import Key
 from veilset.schemes.protect import protect_set
 from veilset.schemes.registry import make_scheme, scheme_names
@@ -87,3 +88,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_embedded_images_are_on_record() -> None:
+    (digits,) = read_drops(ROOT)
+    assert digits.name == "digits"
+    assert digits.licence.startswith("CC BY 4.0")
+    assert digits.counts["images"] == 1797

@@ -36,7 +36,7 @@ def add(
     consent: Annotated[str, typer.Option(help="On what ground they may be processed")],
     by: Annotated[str, typer.Option(help="Who adds it, by full name")],
     name: Annotated[
-        str | None, typer.Option(help="Its name, which published folders will have")
+        str | None, typer.Option(help="Its name, which logs and stages will show")
     ] = None,
     source: Annotated[str, typer.Option(help="Which source reads it")] = "auto",
     table: Annotated[str, typer.Option(help="Where in the folder the table of images is")] = "",
