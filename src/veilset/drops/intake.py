@@ -4,7 +4,7 @@ r"""Taking a drop in: a copy of the whole place, or nothing.
       .drop.json              what it is, by which an interrupted `add` finds its own work again
       drop/ or drop<.suffix>  the folder or file as it was given; folders 0700, files 0600
 
-The name never comes from the place, because names of drops become names of published folders. What
+The name never comes from the place, because logs and names of stages show it. What
 arrives is copied and hashed, and never decoded, unpacked, executed or unpickled here. All of it is
 ours.
 """

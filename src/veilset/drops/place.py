@@ -14,16 +14,24 @@ not have ended. Names of entries go into no log and no record. All of it is ours
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from pydantic import Field
 
-from veilset.drops.intake import Arrival, Look, add_drop, look_at, settled
+from veilset.drops.intake import (
+    Arrival,
+    Look,
+    add_drop,
+    content_digest,
+    folder_hashes,
+    look_at,
+    settled,
+)
 from veilset.drops.policy import DropPolicy
-from veilset.drops.record import DropRecord
+from veilset.drops.record import DropRecord, read_drops
 from veilset.errors import SettingsError, SourceError
 from veilset.files import write_json
 from veilset.keys import Key
@@ -134,12 +142,17 @@ def read_note(entry: Entry, defaults: Mapping[str, Any]) -> Note:
 
 
 def is_ready(entry: Entry, defaults: Mapping[str, Any]) -> Look | None:
-    """What lies there, if the entry has a note; None where there is nothing to take (yet)."""
+    """What lies there, if the entry has a note; None where there is nothing to take (yet).
+
+    A note inside is left out, because a run puts it beside the entry.
+    """
     try:
         read_note(entry, defaults)
-        return look_at(entry.path)
+        look = look_at(entry.path)
     except SourceError:
         return None
+    note = (INSIDE.encode(),)
+    return replace(look, files=tuple(one for one in look.files if one.parts != note))
 
 
 def take_entry(
@@ -171,6 +184,9 @@ def take_entry(
         settled(entry.path, policy.settle_seconds)
         entry.inside.rename(entry.note)
     before = look_at(entry.path)
+    if _is_that_drop(root, entry, said.name, ids_key):
+        # Added by a run that was killed before the entry left: its name is taken by itself.
+        said = replace(said, name=None)
     record, new = add_drop(root, entry.path, said, ids_key, track, policy.settle_seconds)
     if look_at(entry.path) != before:
         raise SourceError(
@@ -221,6 +237,12 @@ def printable(name: str) -> str:
 
 
 # ------------------------------------------------------------------------------- small parts below
+
+
+def _is_that_drop(root: Path, entry: Entry, name: str | None, ids_key: Key) -> bool:
+    """Whether the drop of this name has this very content."""
+    known = [one.digest for one in read_drops(root) if one.name == name and one.state != "removed"]
+    return known == [content_digest(folder_hashes(entry.path), ids_key)] if known else False
 
 
 def _is_file(path: Path) -> bool:
