@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from veilset.cli import audit, drops, erase, images, keys, predict, project, release, remote
+from veilset.cli import (
+    audit,
+    bundle,
+    drops,
+    erase,
+    images,
+    keys,
+    predict,
+    project,
+    release,
+    remote,
+    report,
+)
 from veilset.console import run_reporting_errors
 from veilset.quiet import quiet
 
@@ -18,7 +30,9 @@ app = typer.Typer(
 images.add_to(app)
 predict.add_to(app)
 release.add_to(app)
+bundle.add_to(app)
 project.add_to(app)
+report.add_to(app)
 erase.add_to(app)
 app.add_typer(keys.app, name="key")
 app.add_typer(audit.app, name="audit")

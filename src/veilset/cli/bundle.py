@@ -124,7 +124,8 @@ def _never_fitted(folders: list[Path]) -> "tuple[Images, Labels]":
     from veilset.data.manifest import Manifest  # noqa: PLC0415
     from veilset.data.splits import read_split  # noqa: PLC0415
 
-    held = {split for folder in folders for split in Manifest.load(folder).splits}
+    counts = [Manifest.load(folder).splits.items() for folder in folders]
+    held = {split for one in counts for split, count in one if count}
     parts = [read_split(folders, role) for role in ("test", "auxiliary", "gallery") if role in held]
     if not parts:
         raise SettingsError(

@@ -34,6 +34,7 @@ from veilset.report.model import (
 )
 from veilset.report.notes import notes
 from veilset.report.pictures import data_uri
+from veilset.report.public import for_publication
 from veilset.types import Images
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -101,14 +102,17 @@ def write_report(inputs: ReportInputs, output: Path) -> None:
 
 
 def render(inputs: ReportInputs) -> str:
-    """The page as text."""
+    """The page as text; a public one is first stripped of what may not be published."""
+    if inputs.public:
+        inputs = for_publication(inputs)
     rows = view.scheme_rows(inputs)
     found = view.points(inputs)
-    plot = plots.privacy_utility(found, view.baseline_accuracy(inputs))
+    links = {row.name: f"scheme-{place}" for place, row in enumerate(rows, start=1)}
+    plot = plots.privacy_utility(found, view.baseline_accuracy(inputs), links)
     elsewhere = [
         item.attack for file in inputs.attacks.values() for item in file.results if item.elsewhere
     ]
-    page = _environment().get_template("index.html.j2")
+    page = environment().get_template("index.html.j2")
     return page.render(
         title=f"{inputs.dataset}: privacy and utility report",
         inputs=inputs,
@@ -154,7 +158,7 @@ def render_card(card: Card, examples: Examples, classes: Sequence[str] = ()) -> 
     """
     strips, note = _strips(examples, _class_names(classes, examples))
     found = AttackFile(scheme=card.scheme.name, results=card.attacks)
-    page = _environment().get_template("card.html.j2")
+    page = environment().get_template("card.html.j2")
     return page.render(
         title=f"{card.scheme.title} on {card.dataset}: leakage card",
         card=card,
@@ -165,8 +169,9 @@ def render_card(card: Card, examples: Examples, classes: Sequence[str] = ()) -> 
 
 
 @cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """What all pages are rendered with: escaping, and figures as people read them."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -174,11 +179,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     names = ("figure", "interval", "points", "number", "seconds", "plain", "label", "listed",
-             "ratio")  # fmt: skip
-    environment.filters.update({name: getattr(words, name) for name in names})
-    environment.globals.update(VERDICTS=words.VERDICTS, STATUS=words.STATUS, NONE=words.NONE)
-    environment.globals.update(count=words.count, template_title=words.template_title)
-    return environment
+             "ratio", "is_share")  # fmt: skip
+    made.filters.update({name: getattr(words, name) for name in names})
+    made.globals.update(VERDICTS=words.VERDICTS, STATUS=words.STATUS, NONE=words.NONE)
+    made.globals.update(count=words.count, template_title=words.template_title)
+    return made
 
 
 def _template(inputs: ReportInputs, name: str) -> dict[str, str]:

@@ -39,6 +39,7 @@ _PANEL_WIDTH, _PANEL_HEIGHT, _BETWEEN = 4.3, 2.5, 0.6
 _LEFT, _BOTTOM, _TOP, _RIGHT = 0.62, 0.55, 0.62, 0.35
 _LINE, _LETTER = 0.17, 0.082
 _EDGE, _LEADER_END = 103.0, 106.0
+_READOUT = 28.0  # points of room below the plot
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,31 @@ class Point:
     verdict: Verdict
 
 
-def privacy_utility(points: Sequence[Point], baseline: float | None = None) -> str:
+def privacy_utility(
+    points: Sequence[Point],
+    baseline: float | None = None,
+    links: Mapping[str, str] | None = None,
+) -> str:
     """The plot as one `<svg>` element with title, description and a tooltip for each point.
 
-    Each receiver has a panel of its own.
+    Each receiver has a panel of its own. Where points are links, a line below the panels says the
+    figures of the one that is pointed at or reached by keyboard, by the page's style alone.
 
     Args:
         points: One a scheme and receiver; may be empty.
         baseline: Accuracy on plain images in 0..1, drawn as a line.
+        links: By scheme, the id of the element of the page that tells more.
     """
     texts = {f"point-{row}": _tooltip(point) for row, point in enumerate(points)}
     description = " ".join(texts.values()) or "No scheme has both figures."
     with _style("privacy-utility"):
         figure = _privacy_figure(points, baseline)
-        return _svg(figure, "privacy-utility", "Leakage against accuracy", description, texts)
+        text = _svg(figure, "privacy-utility", "Leakage against accuracy", description, texts)
+    found = {
+        row: links[point.scheme] for row, point in enumerate(points)
+        if links and point.scheme in links
+    }  # fmt: skip
+    return _linked(text, points, found) if found else text
 
 
 def privacy_utility_png(points: Sequence[Point], baseline: float | None = None) -> bytes:
@@ -393,6 +405,48 @@ def _own_ids(svg: ET.Element, name: str) -> None:
                 element.set(key, f"#{name}-{value[1:]}")
             elif "url(#" in value:
                 element.set(key, value.replace("url(#", f"url(#{name}-"))
+
+
+def _linked(text: str, points: Sequence[Point], links: Mapping[int, str]) -> str:
+    """The plot with points that are links, and room below for what the chosen one says."""
+    svg = ET.fromstring(text)  # noqa: S314  (our own output of a moment ago)
+    left, top, width, height = (float(part) for part in svg.attrib["viewBox"].split())
+    svg.set("viewBox", f"{left:g} {top:g} {width:g} {height + _READOUT:g}")
+    # Readers announce links inside a group, not inside an image.
+    svg.set("role", "group")
+    parents = {child: parent for parent in svg.iter() for child in parent}
+    tips = {_tooltip(point): row for row, point in enumerate(points) if row in links}
+    hint = "Point at a mark, or reach it by keyboard, for its figures; follow it for all."
+    svg.append(_line(hint, height + _READOUT / 2, "hint"))
+    found = [
+        (group, tips[title.text or ""])
+        for group in svg.iter(f"{{{_SVG}}}g")
+        for title in group.findall(f"{{{_SVG}}}title")
+        if title.text in tips
+    ]
+    for group, row in found:
+        parents[group].remove(group)
+        label = _tooltip(points[row])
+        link = ET.SubElement(
+            svg, f"{{{_SVG}}}a", {"href": f"#{links[row]}", "class": "point", "aria-label": label}
+        )
+        link.append(group)
+        mark = next(group.iter(f"{{{_SVG}}}use"))
+        place = {"cx": mark.attrib["x"], "cy": mark.attrib["y"], "r": "11"}
+        ET.SubElement(link, f"{{{_SVG}}}circle", {**place, "class": "target"})
+        head, _, tail = label.partition(": ")
+        for line, part in enumerate((f"{head}:", tail)):
+            link.append(_line(part, height + 10 + 13 * line, "tip"))
+    return ET.tostring(svg, encoding="unicode")
+
+
+def _line(text: str, y: float, kind: str) -> ET.Element:
+    attributes = {"x": "8", "y": f"{y:g}", "class": kind, "aria-hidden": "true"}
+    element = ET.Element(
+        f"{{{_SVG}}}text", {**attributes, "style": f"font-size: 9px; fill: {_INK}"}
+    )
+    element.text = text
+    return element
 
 
 def _name(svg: ET.Element, name: str, title: str, description: str) -> None:
