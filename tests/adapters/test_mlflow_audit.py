@@ -17,6 +17,7 @@ from PIL import Image
 from veilset.adapters.audit_records import COMPLETE, contact_sheet, flatten, item_names
 from veilset.adapters.dvc import StageRecord, git_commit, read_lock, stage_key
 from veilset.adapters.mlflow_audit import Difference, SyncReport, check, sync, tracking_address
+from veilset.data.shards import ImageSet
 from veilset.errors import AuditError, BusyError
 from veilset.files import locked
 
@@ -245,9 +246,15 @@ def test_verdicts_rows_and_parameters_are_on_record(recorded: tuple[Path, SyncRe
     assert evaluated["compare/tiny/noise_less_plain/p_adjusted"] == 0.04
 
 
+def images_of(root: Path, place: str) -> Any:
+    return ImageSet.open(root / place).images("train")
+
+
 def test_the_source_finds_the_version_by_its_commit(
     recorded: tuple[Path, SyncReport], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import mlflow
+
     from veilset.adapters.dvc_source import DvcDatasetSource
 
     root, _ = recorded
@@ -260,14 +267,23 @@ def test_the_source_finds_the_version_by_its_commit(
     source = DvcDatasetSource.from_json(dataset.source)
     assert source.to_dict() == json.loads(dataset.source)
     monkeypatch.chdir(store)
-    with pytest.raises(AuditError, match="rev="):
-        source.load()
+    # What MLflow's page tells its reader to run.
+    shown = mlflow.data.get_source(dataset)
+    assert isinstance(shown, DvcDatasetSource)
+    there = ImageSet.open(Path(shown.load()) / "first")
+    assert (there.images("train") == images_of(root, "data/protected/noise/first")).all()
     held = next(r for r in read_lock(store) if r.name == "protect@noise-first").outs[0]
     assert DvcDatasetSource(held.path, held.md5).load() == held.path
     shutil.rmtree(store / held.path)
     fetched = Path(source.load(rev=git_commit(store)))
     assert (fetched / "first" / "manifest.json").is_file()
     shutil.rmtree(fetched.parent)
+    # Gone from the workspace, it is found by the commit whose lock file names it.
+    again = ImageSet.open(Path(source.load()) / "first")
+    assert (again.images("train") == images_of(root, "data/protected/noise/first")).all()
+    other = DvcDatasetSource(source.path, "0" * 32 + ".dir")
+    with pytest.raises(AuditError, match=r"Neither the workspace nor a commit .*rev="):
+        other.load()
 
 
 def test_a_run_that_was_cut_off_is_made_again(store: Path) -> None:

@@ -4,12 +4,14 @@ MLflow finds it through the entry point group `mlflow.dataset_source`.
 """
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlflow.data.dataset_source import DatasetSource
 
-from veilset.adapters.dvc import read_lock
+from veilset.adapters.audit_versions import History
+from veilset.adapters.dvc import StageRecord, file_md5, folder_md5, read_lock
 from veilset.errors import AuditError
 
 
@@ -38,26 +40,44 @@ class DvcDatasetSource(DatasetSource):
         """The local path of the data.
 
         Args:
-            rev: The git commit to take it from (the run's tag `veilset.git_commit`). Without one
-                the workspace must hold this very version.
+            rev: The git commit to take it from. Without one it is the workspace, if that holds
+                this very version, else the newest commit whose `dvc.lock` names it.
 
         Returns:
             The path in the workspace, or a fresh temporary folder into which that version was
             fetched from the project's cache or remote.
 
         Raises:
-            AuditError: The workspace holds another version and no commit was given.
+            AuditError: Neither the workspace nor a commit has this version.
         """
         if rev is not None:
             return self._fetch(rev)
         root = Path(self.repo)
-        held = {entry.path: entry.md5 for stage in read_lock(root) for entry in stage.outs}
-        if held.get(self.path) != self.digest or not (root / self.path).exists():
-            raise AuditError(
-                f"The workspace does not hold {self.path} at {self.digest}: give the commit from "
-                f"the run's tag veilset.git_commit, as in load(rev=...)."
-            )
-        return str(root / self.path)
+        if self._is_here(root):
+            return str(root / self.path)
+        history = History.of(root)
+        for commit in history.commits:
+            if self._named(history.stages(commit.id)):
+                return self._fetch(commit.id)
+        raise AuditError(
+            f"Neither the workspace nor a commit of {root.resolve()} has {self.path} at "
+            f"{self.digest}: run this in the project, or give the commit, as in load(rev=...)."
+        )
+
+    def _is_here(self, root: Path) -> bool:
+        """Whether the workspace holds this version: on record, or compared file by file."""
+        place = root / self.path
+        if not place.exists() or not (root / "dvc.lock").is_file():
+            return False
+        outs = {entry.path: entry.md5 for stage in read_lock(root) for entry in stage.outs}
+        if self.path in outs:
+            return outs[self.path] == self.digest
+        # A folder that several stages fill is an output of none of them.
+        return (folder_md5(place) if place.is_dir() else file_md5(place)) == self.digest
+
+    def _named(self, stages: Iterable[StageRecord]) -> bool:
+        entries = (entry for stage in stages for entry in (*stage.deps, *stage.outs))
+        return any((one.path, one.md5) == (self.path, self.digest) for one in entries)
 
     def _fetch(self, rev: str) -> str:
         from dvc.api import DVCFileSystem  # noqa: PLC0415 - seconds to import, seldom needed
