@@ -109,6 +109,7 @@ def _released_to_a_remote_and_withdrawn(project: SmallProject, away: Path) -> No
     ]  # fmt: skip
     copied = project.root / "reports/releases" / f"{there.name}.dsse.json"
     assert copied.read_bytes() == (there / "statement.dsse.json").read_bytes()
+    assert _aliases(project) == {"approved", "candidate"}
     # What a receiver does: copy the folder and the list, check both by the key.
     shutil.copytree(there, away / "data")
     shutil.copy(shared / "releases.dsse.json", away / "list.json")
@@ -127,4 +128,14 @@ def _released_to_a_remote_and_withdrawn(project: SmallProject, away: Path) -> No
     assert withdrawn.returncode == 1 and "asked to be forgotten" in withdrawn.stderr
     events = json.loads(project.veilset("releases", "--json").stdout)
     assert [one["event"] for one in events[-3:]] == ["released", "released", "withdrawn"]
+    assert _aliases(project) == {"candidate"}
     assert events[-1]["by"] == "Ada Byron" and events[-3]["to"] == "out"
+
+
+def _aliases(project: SmallProject) -> set[str]:
+    """Those of the model that learnt from the release, in MLflow's registry."""
+    from mlflow.tracking import MlflowClient
+
+    address = f"sqlite:///{project.root / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=address, registry_uri=address)
+    return set(client.get_registered_model("digits.visualmixer.small_cnn").aliases)

@@ -11,6 +11,7 @@ from veilset.adapters.dvc import git_commit
 from veilset.cli.project import where
 from veilset.console import say
 from veilset.files import sha256_file, write_json
+from veilset.release.history import RELEASES
 from veilset.settings import load_settings
 
 if TYPE_CHECKING:
@@ -149,12 +150,13 @@ def _answer(question: "Question", value: str, *, as_json: bool, sample: int | No
 
 
 def _state(root: Path) -> dict[str, str]:
-    """What a record depends on: the lock, the store, and whether a file store is still there."""
+    """What a record depends on: lock, releases, store, and whether a file store is still there."""
     address = mlflow_audit.tracking_address(root, None)
-    lock = root / "dvc.lock"
+    lock, releases = root / "dvc.lock", root / RELEASES
     present = not address.startswith("sqlite:///") or Path(address[len("sqlite:///") :]).exists()
     return {
         "lock": sha256_file(lock) if lock.is_file() else "",
+        "releases": sha256_file(releases) if releases.is_file() else "",
         "store": address,
         "present": str(present),
         "commit": git_commit(root) or "",

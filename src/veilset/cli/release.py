@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from veilset.console import progress, say, up_to
-from veilset.errors import ReleaseError, SettingsError
+from veilset.errors import ReleaseError, SettingsError, VeilsetError
 from veilset.files import read_table, write_bytes
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def release(
         "--public-key FILE`, with keys/signing.public, which they must have from you by another "
         f"way. Commit {RELEASES} and reports/releases: they are the record of it."
     )
+    _tell_mlflow(root, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +225,7 @@ def withdraw(
     """
     from veilset.release.history import RELEASES, enter_release, read_releases  # noqa: PLC0415
     from veilset.release.signing import read_signing_key, signing_key_path  # noqa: PLC0415
+    from veilset.settings import load_settings  # noqa: PLC0415
 
     root = Path()
     events = read_releases(root / RELEASES)
@@ -245,6 +247,17 @@ def withdraw(
         reason = last.reasons[0]
     for place in dict.fromkeys(one.to for one in made):
         _unlist(root, place, made[-1], reason, key)
+    _tell_mlflow(root, load_settings(root))
+
+
+def _tell_mlflow(root: Path, settings: "Settings") -> None:
+    """Sets tags and aliases in the audit store; the release stands where that is away."""
+    from veilset.adapters.mlflow_audit import sync  # noqa: PLC0415
+
+    try:
+        sync(root, log_originals=settings.data.log_originals)
+    except VeilsetError as error:
+        say(f"MLflow does not know of it yet ({error}) Run `veilset audit sync`.")
 
 
 def _unlist(root: Path, place: str, made: "ReleaseEvent", reason: str, key: "SigningKey") -> None:
