@@ -1,6 +1,6 @@
 # Veilset: `make repro` and `make test` are all a new user needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow test test-slow bench check format ui lock clean
+.PHONY: help setup repro flow serve test test-slow bench check format ui lock clean
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
@@ -22,6 +22,9 @@ repro: setup  ## Run the whole pipeline, then record it in MLflow and say where 
 flow: setup  ## The same pipeline as a Prefect flow
 	@$(BIN)/python flows/pipeline.py
 
+serve: setup  ## Take in, protect and record new data by themselves (docs/schedule.md)
+	@exec $(BIN)/python flows/drops.py
+
 test: setup  ## Run the tests (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadgroup
 
@@ -32,6 +35,7 @@ bench: setup  ## Measure speed as ratios within one run; results in benchmarks/r
 	@$(BIN)/python -m benchmarks.schemes
 	@$(BIN)/python -m benchmarks.metrics
 	@$(BIN)/python -m benchmarks.training
+	@$(BIN)/python -m benchmarks.drops
 
 check: setup  ## ruff, mypy and import-linter
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -19,10 +19,11 @@ def main(arguments: list[str]) -> int:
     quiet()
     os.environ.setdefault("PREFECT_HOME", str(_home(root)))
     # Prefect reads its settings when it is imported.
-    from veilset.adapters.prefect_pipeline import pipeline, quiet_logs  # noqa: PLC0415
+    from veilset.adapters.prefect_pipeline import pipeline, quiet_logs, server_needed  # noqa: PLC0415
 
     quiet_logs()
-    pipeline(root=str(root))
+    with server_needed():
+        pipeline(root=str(root))
     return 0
 
 

@@ -423,7 +423,7 @@ def _stop(process: "subprocess.Popen[str]") -> None:
 
 
 def _failure(stage: str, lines: list[str]) -> VeilsetError:
-    if any("Unable to acquire lock" in line for line in lines):
+    if any("Unable to acquire lock" in line or "being blocked by" in line for line in lines):
         return BusyError(
             f"{stage} cannot start, because another DVC command holds the project's lock: wait "
             f"until it ends, then run again."

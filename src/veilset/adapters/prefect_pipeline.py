@@ -7,7 +7,8 @@ nothing that failed for a reason of its own.
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -128,6 +129,20 @@ def pipeline(
     audit = run_audit(place, options)
     publish(place, outcomes, audit)
     return FlowResult(outcomes, audit)
+
+
+@contextmanager
+def server_needed() -> Iterator[None]:
+    """Turns what is raised where Prefect's server is away, or goes away, into one sentence."""
+    from httpx import TransportError  # noqa: PLC0415 - what Prefect's client lets through
+
+    try:
+        yield
+    except TransportError as error:
+        raise VeilsetError(
+            f"Prefect's server cannot be reached ({error}): start it and run again, which goes on "
+            "after the stages that were finished."
+        ) from None
 
 
 def publish(root: Path, outcomes: Mapping[str, Outcome], audit: SyncReport) -> None:

@@ -33,7 +33,7 @@ from veilset.drops.intake import (
 from veilset.drops.policy import DropPolicy
 from veilset.drops.record import DropRecord, read_drops
 from veilset.errors import SettingsError, SourceError
-from veilset.files import write_json
+from veilset.files import write_json, write_text
 from veilset.keys import Key
 from veilset.params import Params
 
@@ -42,6 +42,7 @@ INSIDE: Final = "drop.yaml"
 
 REASONS: Final = ".reasons.json"
 
+_GITIGNORE: Final = ".gitignore"
 _NOTE: Final = ".yaml"
 _LONGEST: Final = 64 << 10  # bytes of a note
 _KEPT: Final = ".taken"
@@ -92,15 +93,18 @@ class Entry:
 
 
 def drop_place(root: Path, policy: DropPolicy) -> Path:
-    """The drop place; made where missing, and closed to others where it is in the project.
+    """The drop place; made where missing; closed to others and to git where it is in the project.
 
     A place elsewhere belongs to whoever made it, and so do its permissions.
     """
     place = (root / Path(policy.place).expanduser()).absolute()
     if not place.is_dir():
         place.mkdir(parents=True, mode=0o700)
-    if place.resolve().is_relative_to(root.resolve()) and place.stat().st_mode & 0o077:
-        place.chmod(0o700)
+    if place.resolve().is_relative_to(root.resolve()):
+        if place.stat().st_mode & 0o077:
+            place.chmod(0o700)
+        if not (place / _GITIGNORE).exists():
+            write_text(place / _GITIGNORE, "*\n")
     return place
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from veilset.adapters.great_expectations_check import CheckParams
 from veilset.attacks.registry import make_attack
 from veilset.data.ingest import IngestParams
+from veilset.drops.policy import load_policy
 from veilset.models.registry import architecture
 from veilset.release.gate import GateParams
 from veilset.release.readiness import ReleaseParams
@@ -31,6 +32,7 @@ def check_all(root: Path) -> str:
     EvaluationParams.parse(settings.evaluate, f"{PARAMS_FILE}: evaluate")
     GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
     ReleaseParams.parse(settings.release, f"{PARAMS_FILE}: release")
+    load_policy(root)
     for name in settings.schemes:
         scheme_of(settings, name)
     for name in settings.models:

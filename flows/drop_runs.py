@@ -1,0 +1,25 @@
+"""The flows that `flows/drops.py` serves. Prefect loads this file for every run of its own."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from veilset.adapters.prefect_drops import DropsResult, protect_drops, train_if_due
+from veilset.adapters.prefect_pipeline import quiet_logs
+from veilset.quiet import quiet
+from veilset.stages.admission import take_in
+
+quiet()
+quiet_logs()
+
+
+@flow(name="drops", validate_parameters=False, persist_result=False, log_prints=False)
+def drops(root: str = ".") -> DropsResult:
+    """Takes in, protects, attacks, judges and records what is new."""
+    return protect_drops(Path(root).resolve(), take_in)
+
+
+@flow(name="train", validate_parameters=False, persist_result=False, log_prints=False)
+def train(root: str = ".") -> DropsResult:
+    """Trains anew where the policy says that it is time."""
+    return train_if_due(Path(root).resolve())
