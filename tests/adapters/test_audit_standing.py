@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from veilset.adapters.mlflow_audit import check, sync
 from veilset.data.manifest import Manifest
 from veilset.errors import CorruptError
 from veilset.release.history import RELEASES, STATEMENTS, ReleaseEvent, enter_release, now
+
+# They share a project, and the first of them releases and withdraws.
+pytestmark = pytest.mark.xdist_group("standing")
 
 NAME = "toy-noise-000000000000"
 
@@ -77,6 +81,7 @@ def test_versions_are_found_by_how_they_stand(project: Path) -> None:
     assert told == {"protect@noise-first", trained}, "the store does not know of it yet"
     sync(project)
     assert check(project) == ()
+    assert f"releases/{NAME}.dsse.json" in evidence_of(project)
     out = runs_where(address, "tags.`veilset.now.released` = 'standing'")
     assert out == ["protect@noise-first", trained]
     version = one.get_model_version_by_alias("toy.noise.tiny", "approved")
@@ -91,20 +96,24 @@ def test_versions_are_found_by_how_they_stand(project: Path) -> None:
     assert check(project) == ()
 
 
-def test_the_evidence_lies_beside_the_version(project: Path) -> None:
+def evidence_of(project: Path) -> dict[str, Path]:
     one = client(store_of(project))
     experiment = one.get_experiment_by_name("toy").experiment_id
     (run,) = one.search_runs(
         [experiment], filter_string="tags.`veilset.stage_name` = 'protect@noise-first'"
     )
     folder = Path(run.info.artifact_uri.removeprefix("file://")) / EVIDENCE
-    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert held >= {
+    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_evidence_lies_beside_the_version(project: Path) -> None:
+    held = evidence_of(project)
+    assert set(held) >= {
         "attacks/results.json", "attacks/examples.png", "check/results.json",
-        "check/data_docs/index.html", f"releases/{NAME}.dsse.json",
+        "check/data_docs/index.html",
     }  # fmt: skip
     results = project / "data/attacks/noise/results.json"
-    assert (folder / "attacks/results.json").read_bytes() == results.read_bytes()
+    assert held["attacks/results.json"].read_bytes() == results.read_bytes()
 
 
 def test_a_list_of_releases_that_was_altered_is_told(project: Path, tmp_path: Path) -> None:
@@ -119,7 +128,7 @@ def test_a_list_of_releases_that_was_altered_is_told(project: Path, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A real server of its own; its address for MLflow."""
     pytest.importorskip("psycopg2")
     found = shutil.which("pg_ctl") or next(
@@ -127,7 +136,8 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     if found is None:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
-    tools, data = Path(found).resolve().parent, tmp_path_factory.mktemp("postgresql")
+    # Not below pytest's folder, which is closed to other users.
+    tools, data = Path(found).resolve().parent, Path(tempfile.mkdtemp(prefix="veilset-test-"))
     user: dict[str, Any] = {}
     if os.geteuid() == 0:
         # The server refuses to run as root.
@@ -136,10 +146,6 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except KeyError:
             pytest.skip("PostgreSQL does not run as root, and there is no user `postgres`")
         os.chown(data, user["user"], -1)
-        for folder in data.parents:
-            if folder.is_relative_to(Path(tmp_path_factory.getbasetemp())):
-                folder.chmod(folder.stat().st_mode | 0o011)
-        tmp_path_factory.getbasetemp().parent.chmod(0o711)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -157,6 +163,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run("pg_ctl", "-D", cluster, "-o", options, "-l", str(data / "log"), "-w", "start")
     yield f"postgresql+psycopg2://veilset@127.0.0.1:{port}/postgres"
     run("pg_ctl", "-D", cluster, "-m", "immediate", "stop")
+    shutil.rmtree(data)
 
 
 @pytest.mark.timeout(600)

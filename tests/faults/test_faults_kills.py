@@ -28,8 +28,9 @@ def assert_survived(found: dict[str, Any], kills: int) -> None:
     assert found["first"] == "", found
     assert found["torn"] == found["outlived"] == found["unequal"] == found["unswept"] == 0, found
     assert found["kills"] == kills
-    # Moments are drawn over a little more than the run, so most of them meet work under way.
-    assert found["finished"] < kills * 3 // 4, f"too few kills met work under way: {found}"
+    # Moments are drawn over a little more than the run, so most of them meet work under way; a
+    # handful on a machine that is suddenly idle may not.
+    assert found["at_work"] >= max(1, kills // 5), f"too few kills met work under way: {found}"
     assert found["at_work"] > 0, found
 
 
