@@ -119,6 +119,7 @@ def test_the_evidence_lies_beside_the_version(project: Path) -> None:
 def test_a_list_of_releases_that_was_altered_is_told(project: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(project, tmp_path / "p", symlinks=True))
     journal = copy / RELEASES
+    enter_release(journal, event(copy, "released"))
     journal.write_text(journal.read_text().replace("outside_trainer", "public_release", 1))
     with pytest.raises(CorruptError, match=r"releases\.jsonl, line"):
         sync(copy)
