@@ -18,6 +18,9 @@ from veilset.types import Ids, Images, IntArray, Labels
 
 _TAKE_BYTES: Final = 64 << 20
 
+_SMALL: Final = 32 << 10
+"""Images of more bytes are copied all at once: few of them would stay in the cache."""
+
 
 class PixelBlockMixingParams(Params):
     """Parameters of pixel block mixing.
@@ -304,6 +307,9 @@ def _copy(
     base: Images,
 ) -> None:
     """Fills `out` with `base`, if any, and copies blocks `block[k]` of `pixels[source[k]]` in."""
+    if base[:1].nbytes > _SMALL:
+        np.copyto(out, base)
+        base = base[:0]
     _, height, width, channels = out.shape
     tops = [*range(0, height, params.block_height), height]
     lefts = [*range(0, width, params.block_width), width]
