@@ -16,6 +16,9 @@ from small_project import SmallProject
 from veilset.data.shards import ImageSet
 from veilset.files import read_table
 
+# On the worker that has reproduced the project already.
+pytestmark = pytest.mark.xdist_group("pipeline")
+
 FIGURES = {"comparison.json", "evaluation.json", "metrics.json", "verdicts.json"}
 
 

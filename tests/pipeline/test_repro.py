@@ -107,6 +107,7 @@ def test_a_changed_scheme_reruns_only_its_own_stages(project: SmallProject) -> N
     assert own <= set(ran) <= own | READ_ALL
 
 
+@pytest.mark.slow
 def test_a_cnn_that_is_handed_out_is_attacked_and_judged(project: SmallProject) -> None:
     project.change(
         "params.yaml",
