@@ -101,8 +101,11 @@ def test_names_after_the_date_are_numbered(root: Path, tmp_path: Path) -> None:
     second = add(root, class_folders(tmp_path / "b", first=8))
     assert second == f"{first}_2"
     assert add(root, class_folders(tmp_path / "c", first=16), name="ward_3") == "ward_3"
+    held = {path: path.read_bytes() for path in (root / RAW / "ward_3").rglob("*.png")}
     with pytest.raises(SettingsError, match="'ward_3' is taken"):
         add(root, class_folders(tmp_path / "d", first=24), name="ward_3")
+    assert held == {path: path.read_bytes() for path in (root / RAW / "ward_3").rglob("*.png")}
+    assert add(root, tmp_path / "c", name="ward_3") == "ward_3", "the same content once more"
     with pytest.raises(SettingsError, match="is not a name"):
         add(root, tmp_path / "d", name="../up")
 

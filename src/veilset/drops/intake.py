@@ -132,8 +132,8 @@ def add_drop(
             shutil.rmtree(abandoned)
         look = settled(place, settle_seconds)
         records = {record.name: record for record in read_drops(root)}
-        name = _name(root, said.name, records)
-        folder, mark = _copied(root, place, look, said, name, ids_key, records)
+        name, taken = _name(root, said.name, records)
+        folder, mark = _copied(root, place, look, said, (name, taken), ids_key, records)
         name = folder.name
         if name in records:
             return records[name], False
@@ -287,7 +287,8 @@ def _require_said(said: Arrival) -> None:
         raise SettingsError(f"--table {said.table!r} must be a path inside the drop.")
 
 
-def _name(root: Path, wanted: str | None, records: Collection[str]) -> str:
+def _name(root: Path, wanted: str | None, records: Collection[str]) -> tuple[str, bool]:
+    """The name of a new drop, and whether it is taken: that matters only for other content."""
     there = {path.name for path in (root / RAW).iterdir()}
     taken = set(records) | set(load_drops(root).drops) | there
     if wanted is not None:
@@ -297,19 +298,18 @@ def _name(root: Path, wanted: str | None, records: Collection[str]) -> str:
             )
         # A folder that an interrupted call left under this name may be finished, or replaced.
         unfinished = wanted not in records and (root / RAW / wanted / _MARK).is_file()
-        if wanted in taken and not unfinished:
-            raise SettingsError(f"--name {wanted!r} is taken in {root.resolve()}: choose another.")
-        return wanted
+        return wanted, wanted in taken and not unfinished
     plain = f"drop_{date.today():%Y%m%d}"
     names = (plain if number == 1 else f"{plain}_{number}" for number in range(1, 1 << 20))
-    return next(name for name in names if name not in taken)
+    return next(name for name in names if name not in taken), False
 
 
 def _copied(
-    root: Path, place: Path, look: Look, said: Arrival, name: str, ids_key: Key,
+    root: Path, place: Path, look: Look, said: Arrival, named: tuple[str, bool], ids_key: Key,
     records: Mapping[str, DropRecord],
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """The raw folder with this content, made now or found, and its mark."""
+    name, taken = named
     folder = root / RAW / name
     require_space(folder, sum(one.size for one in look.files))
     try:
@@ -323,6 +323,10 @@ def _copied(
             same = _same(root, digest, records)
             if same is not None:
                 raise _KnownError(same)
+            if taken:
+                raise SettingsError(
+                    f"--name {name!r} is taken in {root.resolve()}: choose another."
+                )
             source, path = _recognised(root, content, folder / content.name, said)
             mark = {
                 "digest": digest, "path": path, "source": source,

@@ -25,13 +25,11 @@ from veilset.drops.intake import (
     Arrival,
     Look,
     add_drop,
-    content_digest,
-    folder_hashes,
     look_at,
     settled,
 )
 from veilset.drops.policy import DropPolicy
-from veilset.drops.record import DropRecord, read_drops
+from veilset.drops.record import DropRecord
 from veilset.errors import SettingsError, SourceError
 from veilset.files import write_json, write_text
 from veilset.keys import Key
@@ -188,9 +186,6 @@ def take_entry(
         settled(entry.path, policy.settle_seconds)
         entry.inside.rename(entry.note)
     before = look_at(entry.path)
-    if _is_that_drop(root, entry, said.name, ids_key):
-        # Added by a run that was killed before the entry left: its name is taken by itself.
-        said = replace(said, name=None)
     record, new = add_drop(root, entry.path, said, ids_key, track, policy.settle_seconds)
     if look_at(entry.path) != before:
         raise SourceError(
@@ -241,12 +236,6 @@ def printable(name: str) -> str:
 
 
 # ------------------------------------------------------------------------------- small parts below
-
-
-def _is_that_drop(root: Path, entry: Entry, name: str | None, ids_key: Key) -> bool:
-    """Whether the drop of this name has this very content."""
-    known = [one.digest for one in read_drops(root) if one.name == name and one.state != "removed"]
-    return known == [content_digest(folder_hashes(entry.path), ids_key)] if known else False
 
 
 def _is_file(path: Path) -> bool:
