@@ -114,6 +114,12 @@ def test_the_evidence_lies_beside_the_version(project: Path) -> None:
     }  # fmt: skip
     results = project / "data/attacks/noise/results.json"
     assert held["attacks/results.json"].read_bytes() == results.read_bytes()
+    assert "report.html" not in held, "it may show originals"
+    sync(project, log_originals=True)
+    assert check(project, log_originals=True) == ()
+    page = project / "reports/index.html"
+    assert evidence_of(project)["report.html"].read_bytes() == page.read_bytes()
+    sync(project)
 
 
 def test_a_list_of_releases_that_was_altered_is_told(project: Path, tmp_path: Path) -> None:

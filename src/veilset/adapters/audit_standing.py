@@ -157,7 +157,7 @@ class Present:
     def _evidence(
         self, scheme: str, drop: str, events: tuple[ReleaseEvent, ...]
     ) -> Iterator[Evidence]:
-        """Leakage card, attack scores, gallery, check results and signed statements."""
+        """Leakage card, attack scores, gallery, checks, report, and what was signed."""
         for suffix in ("json", "html"):
             yield from self._file("gate", f"cards/{scheme}.{suffix}", f"{scheme}.{suffix}")
         for name in _SCORES:
@@ -174,6 +174,9 @@ class Present:
             for page in sorted(path for path in docs.rglob("*") if path.is_file()):
                 inner = page.relative_to(docs.parent).as_posix()
                 yield from self._file(f"check@{drop}", f"check/{inner}", inner)
+        if self.place.log_originals or self.place.report_is_clean:
+            # The owner's page shows originals.
+            yield from self._file("report", "report.html", "index.html")
         for name in dict.fromkeys(one.name for one in events):
             for suffix in ("dsse.json", "md"):
                 path = self.place.root / STATEMENTS / f"{name}.{suffix}"

@@ -135,12 +135,20 @@ def sync(
         return _Store.open(place, address).sync(when)
 
 
-def check(root: Path, tracking_uri: str | None = None) -> tuple[Difference, ...]:
+def check(
+    root: Path,
+    tracking_uri: str | None = None,
+    *,
+    log_originals: bool = False,
+    report_is_clean: bool = False,
+) -> tuple[Difference, ...]:
     """Compares the audit store with `dvc.lock` and the files in the workspace.
 
     Args:
         root: The project's folder.
         tracking_uri: The store; see `tracking_address`.
+        log_originals: As it was for `sync`.
+        report_is_clean: As it was for `sync`.
 
     Returns:
         Every disagreement: results without a run, runs that were cut off or doubled, and runs whose
@@ -150,7 +158,7 @@ def check(root: Path, tracking_uri: str | None = None) -> tuple[Difference, ...]
     Raises:
         AuditError: There is no lock file, or the store cannot be reached.
     """
-    place = _workspace(root)
+    place = _workspace(root, log_originals=log_originals, report_is_clean=report_is_clean)
     address = tracking_address(root, tracking_uri)
     with quiet_mlflow(), _reachable(address):
         store = _Store.open(place, address)

@@ -54,7 +54,8 @@ def sync(
 @app.command()
 def check() -> None:
     """Tell any difference between MLflow's record and what DVC versions."""
-    differences = mlflow_audit.check(Path())
+    root = Path()
+    differences = mlflow_audit.check(root, log_originals=load_settings(root).data.log_originals)
     for difference in differences:
         say(f"{difference.stage}: {difference.words}")
     if differences:
