@@ -5,10 +5,10 @@ nothing leaves the machine. Run records are kept in the project's `.prefect` unl
 says otherwise.
 """
 
-import os
 import sys
 from pathlib import Path
 
+from veilset.adapters.prefect_home import use_project_home
 from veilset.console import run_reporting_errors
 from veilset.quiet import quiet
 
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     """Runs the flow on the project in the folder given, or the current one."""
     root = Path(arguments[0] if arguments else ".").resolve()
     quiet()
-    os.environ.setdefault("PREFECT_HOME", str(_home(root)))
+    use_project_home(root)
     # Prefect reads its settings when it is imported.
     from veilset.adapters.prefect_pipeline import pipeline, quiet_logs, server_needed  # noqa: PLC0415
 
@@ -25,14 +25,6 @@ def main(arguments: list[str]) -> int:
     with server_needed():
         pipeline(root=str(root))
     return 0
-
-
-def _home(root: Path) -> Path:
-    """The project's folder for run records, which keeps itself out of git."""
-    home = root / ".prefect"
-    home.mkdir(exist_ok=True)
-    (home / ".gitignore").write_text("*\n", encoding="utf-8")
-    return home
 
 
 if __name__ == "__main__":

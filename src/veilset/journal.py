@@ -10,10 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
 
 from veilset.errors import CorruptError
 from veilset.files import locked, write_text
+from veilset.params import Params
+
+P = TypeVar("P", bound=Params)
 
 _AFTER: Final = "after"
 
@@ -48,6 +53,24 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
         CorruptError: It is no longer as it was written; the line is named.
     """
     return _entries(path, _lines(path))
+
+
+def read_journal_as(path: Path, kind: type[P]) -> tuple[P, ...]:
+    """All entries, oldest first, as validated objects.
+
+    Raises:
+        CorruptError: It is no longer as it was written, or an entry is of no kind known here.
+    """
+    entries = read_journal(path)
+    try:
+        return tuple(kind.model_validate(entry) for entry in entries)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "an entry"
+        raise CorruptError(
+            f"{path}: {where}: {fault['msg']}. It was written by a newer Veilset, or by hand: "
+            "update Veilset, or restore the file from a commit."
+        ) from None
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,7 +6,6 @@ of their content, so that objects which another version still needs stay. All of
 """
 
 import json
-import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 import yaml
 
+from veilset.adapters.audit_versions import git_file
 from veilset.adapters.dvc import _git, cache_folder, dvc_text, parse_lock
 from veilset.adapters.dvc_remote import PRIVATE, open_remote, remote_names
 from veilset.errors import CorruptError, VeilsetError
@@ -205,11 +205,7 @@ def _notes(root: Path, commit: str | None) -> list[str]:
 def _content(root: Path, commit: str | None, path: str) -> bytes | None:
     if commit is None:
         return (root / path).read_bytes() if (root / path).is_file() else None
-    done = subprocess.run(
-        ["git", "-C", str(root), "show", f"{commit}:./{path}"],
-        capture_output=True, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    return done.stdout if done.returncode == 0 else None
+    return git_file(root, commit, path)
 
 
 def _also_holding(

@@ -18,7 +18,6 @@ from pydantic import Field
 
 from veilset.attacks._shadows import (
     Replies,
-    Trial,
     confidence,
     halves,
     lira_offline,
@@ -224,14 +223,13 @@ def _attacked(
     images, labels, member = suspects
     inside: list[BoolArray] = []
     said: list[Mapping[str, FloatArray]] = []
-    for pair in range(count // 2):
+    for _ in range(count // 2):
         half = halves(labels, rng)
         for own in (half, ~half):
             said.append(fit(images[own], labels[own])(images, labels))
             inside.append(own)
             if advance is not None:
                 advance(len(said), count)
-        del pair
     fits = np.stack(inside)
     told = {kind: np.stack([one[kind] for one in said]) for kind in said[0]}
     kind, method = _best(told, fits)
@@ -257,8 +255,7 @@ def _best(told: Mapping[str, FloatArray], fits: BoolArray) -> tuple[str, str]:
                 rest = np.flatnonzero(np.arange(len(fits)) // 2 != number // 2)
                 usual = reference(_replies(values[rest]), fits[rest])
                 scores.append(method(_reply(values[number]), usual))
-            trial = Trial(np.concatenate(scores), fits.ravel())
-            tried[kind, name] = rate_at(trial.scores, trial.member, FALSE_ALARMS)
+            tried[kind, name] = rate_at(np.concatenate(scores), fits.ravel(), FALSE_ALARMS)
     return max(tried, key=lambda pair: tried[pair])
 
 

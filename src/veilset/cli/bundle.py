@@ -13,6 +13,7 @@ from veilset.errors import ReleaseError, SettingsError
 
 if TYPE_CHECKING:
     from veilset.release.learnt import Learnt
+    from veilset.release.statement import Waiver
     from veilset.types import Images, Labels
 
 
@@ -74,7 +75,7 @@ def bundle(
     say(f"Wrote {to}, signed by {key.public.fingerprint}. Commit {RELEASES}.")
 
 
-def _attacked(root: Path, name: str, shadows: int, waiver: object) -> "Learnt":
+def _attacked(root: Path, name: str, shadows: int, waiver: "Waiver | None") -> "Learnt":
     """What a scheme learnt, and what the attack finds in it."""
     from veilset.adapters.dvc import git_commit  # noqa: PLC0415
     from veilset.attacks.learnt_membership import (  # noqa: PLC0415
@@ -83,7 +84,6 @@ def _attacked(root: Path, name: str, shadows: int, waiver: object) -> "Learnt":
     )
     from veilset.release.gate import GateParams  # noqa: PLC0415
     from veilset.release.learnt import Learnt  # noqa: PLC0415
-    from veilset.release.statement import Waiver  # noqa: PLC0415
     from veilset.schemes.fitted import load_fitted  # noqa: PLC0415
     from veilset.settings import PARAMS_FILE, load_drops, load_settings  # noqa: PLC0415
     from veilset.stages.fit import FitParams, device_of, read_lessons  # noqa: PLC0415
@@ -110,7 +110,6 @@ def _attacked(root: Path, name: str, shadows: int, waiver: object) -> "Learnt":
             LearntMembershipParams(shadows=shadows), up_to(advance),
         )  # fmt: skip
     gate = GateParams.parse(settings.gate, f"{PARAMS_FILE}: gate")
-    assert waiver is None or isinstance(waiver, Waiver)  # noqa: S101
     return Learnt(
         scheme=scheme.with_fitted(fitted), folder=project.fitted(name),
         dataset=settings.data.name, membership=found, limit=gate.model_holder.inference,

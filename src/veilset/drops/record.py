@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from veilset.errors import CorruptError, SourceError
-from veilset.journal import append_to_journal, read_journal
+from veilset.journal import append_to_journal, read_journal_as
 from veilset.params import Params
 
 DROPS_JOURNAL: Final = Path("data/drops.jsonl")
@@ -177,16 +177,7 @@ def read_events(root: Path) -> tuple[DropEvent, ...]:
     Raises:
         CorruptError: It is not as it was written.
     """
-    entries = read_journal(root / DROPS_JOURNAL)
-    try:
-        return tuple(DropEvent.model_validate(entry) for entry in entries)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "an entry"
-        raise CorruptError(
-            f"{root / DROPS_JOURNAL}: {where}: {fault['msg']}. It was written by a newer Veilset, "
-            "or by hand: update Veilset, or restore the file from a commit."
-        ) from None
+    return read_journal_as(root / DROPS_JOURNAL, DropEvent)
 
 
 def read_drops(root: Path) -> tuple[DropRecord, ...]:

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from veilset.errors import CorruptError
 from veilset.files import json_text
-from veilset.journal import append_to_journal, read_journal
+from veilset.journal import append_to_journal, read_journal_as
 from veilset.params import Params
 from veilset.release.signing import PublicKey, SigningKey, seal, unseal
 from veilset.release.statement import Predicate, Receiver, Waiver
@@ -96,16 +96,7 @@ def read_releases(journal: Path) -> tuple[ReleaseEvent, ...]:
     Raises:
         CorruptError: The list is not as it was written.
     """
-    entries = read_journal(journal)
-    try:
-        return tuple(ReleaseEvent.model_validate(entry) for entry in entries)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "an entry"
-        raise CorruptError(
-            f"{journal}: {where}: {fault['msg']}. It was written by a newer Veilset, or by hand: "
-            "update Veilset, or restore the file from a commit."
-        ) from None
+    return read_journal_as(journal, ReleaseEvent)
 
 
 def standing_releases(events: Sequence[ReleaseEvent]) -> tuple[ReleaseEvent, ...]:
