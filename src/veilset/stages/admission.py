@@ -63,10 +63,6 @@ def take_in(root: Path, name: str, on_line: Callable[[str], None]) -> DropRecord
         if name not in load_drops(root).drops:
             list_drop(root, name, block_of(record))
         project = Project(root)
-        for earlier in load_drops(root).names:
-            # In a fresh clone what it is compared with may not be there yet.
-            if not (project.ingested(earlier) / NAME).is_file():
-                reproduce(f"ingest@{earlier}", root, on_line)
         try:
             reproduce(f"ingest@{name}", root, on_line)
         except StageError:
@@ -74,6 +70,10 @@ def take_in(root: Path, name: str, on_line: Callable[[str], None]) -> DropRecord
             if reason is None:
                 raise
             return refuse(root, name, [reason])
+        for earlier in load_drops(root).names:
+            # In a fresh clone what it is compared with may not be there yet.
+            if not (project.ingested(earlier) / NAME).is_file():
+                reproduce(f"ingest@{earlier}", root, on_line)
         return decide(root, name)
 
 
