@@ -7,7 +7,7 @@ from prefect import flow
 from veilset.adapters.prefect_drops import DropsResult, protect_drops, train_if_due
 from veilset.adapters.prefect_pipeline import quiet_logs
 from veilset.quiet import quiet
-from veilset.stages.admission import take_in
+from veilset.stages.admission import set_aside, take_in
 
 quiet()
 quiet_logs()
@@ -16,7 +16,7 @@ quiet_logs()
 @flow(name="drops", validate_parameters=False, persist_result=False, log_prints=False)
 def drops(root: str = ".") -> DropsResult:
     """Takes in, protects, attacks, judges and records what is new."""
-    return protect_drops(Path(root).resolve(), take_in)
+    return protect_drops(Path(root).resolve(), take_in, set_aside)
 
 
 @flow(name="train", validate_parameters=False, persist_result=False, log_prints=False)

@@ -70,7 +70,7 @@ def say(text: str) -> None:
 
 
 def run_reporting_errors(work: Callable[[], int | None]) -> int:
-    """Runs `work`; returns its exit code, or 1 after printing the sentence of a user's error.
+    """Runs `work`; returns its exit code, or an error's after printing the user's sentence.
 
     SIGTERM is turned into the same orderly stop as Ctrl-C, so that what is half-written is removed
     and what can be resumed is kept.
@@ -80,7 +80,7 @@ def run_reporting_errors(work: Callable[[], int | None]) -> int:
         return work() or 0
     except VeilsetError as error:
         print(f"veilset: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return _stopped()
     except SystemExit as stop:

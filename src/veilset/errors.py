@@ -5,9 +5,17 @@ stages print the message alone and exit with a non-zero code; anything that is n
 is a bug and keeps its traceback.
 """
 
+from typing import ClassVar
+
 
 class VeilsetError(Exception):
-    """Base of every error that is the user's to act on."""
+    """Base of every error that is the user's to act on.
+
+    Attributes:
+        exit_code: With what a command ends that it stops.
+    """
+
+    exit_code: ClassVar[int] = 1
 
 
 class SettingsError(VeilsetError):
@@ -35,7 +43,13 @@ class DiskFullError(VeilsetError):
 
 
 class ProtectionError(VeilsetError):
-    """A scheme cannot protect these images as asked, and nothing was written."""
+    """A scheme cannot protect these images as asked, and nothing was written.
+
+    It has an exit code of its own, so that a run over many drops can tell one that cannot be
+    protected from a machine that fails.
+    """
+
+    exit_code = 3
 
 
 class CheckError(VeilsetError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from veilset.adapters.dvc import (
+    CannotProtectError,
     Entry,
     StageError,
     StageRecord,
@@ -191,6 +192,19 @@ def test_a_failing_stage_raises_its_own_sentence(project: Path) -> None:
         reproduce("check@first", project, lines.append)
     assert str(caught.value) == "check@first: The drop is empty: add images."
     assert "half way" in lines
+
+
+def test_a_scheme_that_refuses_its_images_is_told_from_a_failure(project: Path) -> None:
+    (project / "toy_stage.py").write_text(
+        "import sys\nfrom veilset.console import run_reporting_errors\n"
+        "from veilset.errors import ProtectionError\n"
+        "def refuse():\n    raise ProtectionError('too few images.')\n"
+        "sys.exit(run_reporting_errors(refuse))\n"
+    )
+    settings = project / "dvc.yaml"
+    settings.write_text(settings.read_text().replace("toy_stage.py check", "-u toy_stage.py check"))
+    with pytest.raises(CannotProtectError, match=r"^check@first: too few images\.$"):
+        reproduce("check@first", project, [].append)
 
 
 def test_an_unknown_stage_is_named(project: Path) -> None:

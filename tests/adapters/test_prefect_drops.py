@@ -15,6 +15,7 @@ from veilset.adapters.git_commit import commit_beside, commit_out  # noqa: E402
 from veilset.adapters.prefect_drops import (  # noqa: E402
     _blocking,
     _concerns,
+    _drop_of,
     _upstream,
     _without,
 )
@@ -63,6 +64,13 @@ def test_a_failure_is_told_where_it_belongs() -> None:
     assert _concerns("protect@s-b", "b") and not _concerns("protect@s-b", "a")
     assert _concerns("check@b", "b") and not _concerns("check@b", "a")
     assert _concerns("gate", "a") and _concerns("push", "b") and _concerns("b", "b")
+
+
+def test_a_stage_that_makes_something_of_one_drop_says_which() -> None:
+    drops = {stage: _drop_of(stage, GRAPH) for stage in GRAPH}
+    assert drops["protect@s-b"] == drops["ingest@b"] == drops["check@b"] == "b"
+    assert drops["protect@s-a"] == "a"
+    assert {drops[one] for one in ("fit@s", "attack@s", "train@s-m-0", "gate")} == {""}
 
 
 def test_no_name_of_an_entry_is_told_unless_it_may_be() -> None:

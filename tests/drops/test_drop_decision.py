@@ -21,7 +21,7 @@ from veilset.files import write_text
 from veilset.keys import DEMO_IDS_KEY
 from veilset.settings import load_drops
 from veilset.stages import ingest as ingest_stage
-from veilset.stages.admission import DRIFT, decide, drop_folders
+from veilset.stages.admission import DRIFT, decide, drop_folders, set_aside
 
 DIGITS = load_digits()
 PIXELS = (DIGITS.images * 255 / 16).astype(np.uint8)
@@ -96,6 +96,45 @@ def test_a_drop_that_changes_the_picture_waits_for_a_person(
     with pytest.raises(SettingsError, match="'dark' is accepted"):
         admission.approve(root, "dark", "Ann Owner")
     assert load_drops(root).fit_drops == ("digits",)
+
+
+def test_a_drop_that_cannot_be_protected_leaves_the_pipeline_until_somebody_decides(
+    with_digits: Path, tmp_path: Path
+) -> None:
+    root = with_digits
+    before = load_drops(root).names
+    assert decided(root, digit_folder(tmp_path / "p", first=12), name="hard").state == "accepted"
+    made = root / "data/protected/plain/hard"
+    made.mkdir(parents=True)
+    (root / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  protect@plain-hard: {cmd: x}\n  protect@plain-digits: {cmd: x}\n"
+    )
+    with pytest.raises(SettingsError, match="--reason is empty"):
+        set_aside(root, "hard", " ")
+    assert set_aside(root, "hard", "it cannot be mixed").state == "held"
+    assert load_drops(root).names == before and "hard" in load_drops(root).drops
+    assert not made.exists() and (root / "data/raw/hard/drop").is_dir()
+    assert "hard" not in (root / "dvc.lock").read_text()
+    with pytest.raises(SettingsError, match="'hard' is held"):
+        set_aside(root, "hard", "again")
+    assert admission.approve(root, "hard", "Ann Owner").state == "accepted"
+    assert load_drops(root).names == (*before, "hard")
+    (root / "dvc.lock").unlink()
+
+
+def test_the_last_drop_of_a_pipeline_stays_in_it(tmp_path: Path) -> None:
+    root = bare_project(tmp_path / "project")
+    record, _ = add_drop(
+        root, digit_folder(tmp_path / "p", first=1), replace(SAID, name="only"), DEMO_IDS_KEY,
+        lambda _: None, 0.0,
+    )  # fmt: skip
+    write_text(root / "drops.yaml", yaml.safe_dump({
+        "names": ["only"], "fit_drops": ["only"], "drops": {"only": admission.block_of(record)},
+    }))  # fmt: skip
+    admission.accept(root, "only", {"images": 60})
+    with pytest.raises(SettingsError, match="would no longer be valid"):
+        set_aside(root, "only", "it cannot be mixed")
+    assert find_drop(root, "only").state == "accepted"
 
 
 def test_a_bad_drop_is_refused_and_leaves_the_pipeline(with_digits: Path, tmp_path: Path) -> None:

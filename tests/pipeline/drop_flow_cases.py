@@ -95,10 +95,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_until(true: Callable[[], object], seconds: float, what: str) -> None:
+def wait_until(true: Callable[[], object], seconds: float, what: Callable[[], str]) -> None:
+    """Waits for something; where it does not come, `what` says what was seen instead."""
     latest = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < latest, f"not within {seconds} s: {what}"
+        assert time.monotonic() < latest, f"not within {seconds} s: {what()}"
         time.sleep(0.3)
 
 
@@ -110,6 +111,7 @@ class Service:
     port: int
     log: Path
     process: "subprocess.Popen[bytes] | None" = None
+    heard: str = ""
 
     @property
     def api(self) -> str:
@@ -122,7 +124,7 @@ class Service:
                 [sys.executable, str(SCRIPT), str(self.project.root)], env=environment(),
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        wait_until(self._deployed, 180, self.said())
+        wait_until(self._deployed, 180, self.said)
 
     def stop(self) -> None:
         """SIGTERM, as systemd sends it."""
@@ -150,7 +152,9 @@ class Service:
         return [int(row[0]) for row in rows if row[1] == mine and words in row[2]]
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        """What it wrote, its processes, and what came back when it was last asked in vain."""
+        log = self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        return f"{log}\nprocesses {self.pids('')}; {self.heard}"
 
     def ask(self, what: str, **asked: Any) -> list[dict[str, Any]]:
         """Records of a kind, as the server tells them."""
@@ -197,10 +201,11 @@ class Service:
         )  # fmt: skip
 
     def _deployed(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.said()
         try:
             return bool(self.runs("drops") and self.runs("train"))
-        except (OSError, StopIteration):
-            assert self.process is not None and self.process.poll() is None, self.said()
+        except (OSError, StopIteration) as error:
+            self.heard = repr(error)
             return False
 
 

@@ -83,8 +83,8 @@ def protected(service: Service, messages: list[str]) -> Service:
     (place / "silent/a.txt").write_text("nobody says where it comes from")
     leave_digits(place, "ward", seed=3)
     root = service.project.root
-    wait_until(lambda: states(root).get("ward") == "protected", WAIT, service.said())
-    wait_until(lambda: _ended(service), WAIT, service.said())
+    wait_until(lambda: states(root).get("ward") == "protected", WAIT, service.said)
+    wait_until(lambda: _ended(service), WAIT, service.said)
     return service
 
 
@@ -153,7 +153,7 @@ def test_a_scheduled_run_fires(protected: Service) -> None:
     def state() -> str:
         return next(r["state_type"] for r in protected.runs("drops") if r["id"] == first["id"])
 
-    wait_until(lambda: state() == "COMPLETED", WAIT, protected.said())
+    wait_until(lambda: state() == "COMPLETED", WAIT, protected.said)
 
 
 def test_a_second_run_ends_cleanly_and_says_so(protected: Service) -> None:
@@ -255,23 +255,52 @@ def test_killed_at_every_step_it_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
+def test_a_drop_that_a_scheme_cannot_protect_is_held_and_stops_nothing(
+    service: Service, tmp_path: Path
+) -> None:
+    schemes = ("plain", "pixel_block_mixing")
+    project = drop_project(tmp_path / "project", free_port(), schemes, push=False)
+    root = project.root
+    project.change("params.yaml", check={"min_train_per_class": 1})
+    project.commit()
+    (root / "data/incoming").mkdir(exist_ok=True)
+    lone = leave_digits(root / "data/incoming", "lone", seed=3)
+    for picture in sorted((lone / "9").iterdir())[4:]:
+        picture.unlink()
+    flow = Service(project, service.port, tmp_path / "x")
+    done = flow.once("--once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "1 held"
+    assert "class 9 has a single image" in done.stderr
+    reason = "protect@pixel_block_mixing-lone: the scheme cannot protect it"
+    assert record_of(root, "lone").decisions[-1].reasons[0].startswith(reason)
+    assert "class 9" not in (root / "data/drops.jsonl").read_text()
+    assert git(root, "log", "--format=%s").splitlines()[0] == "Drops: lone held"
+    assert not list((root / "data/protected").glob("*/lone"))
+    assert project.repro("protect", "attack") == [], "a run by hand goes through as well"
+    leave_digits(root / "data/incoming", "ward", seed=5)
+    assert flow.once("--once").stdout.splitlines()[-1] == "1 protected"
+    assert states(root) == {"lone": "held", "ward": "protected"}
+
+
+@pytest.mark.slow
 def test_the_server_dies_in_the_middle_and_comes_back(protected: Service) -> None:
     root = protected.project.root
     place = root / "data/incoming"
     leave_digits(place, "night", seed=5)
-    wait_until(lambda: states(root).get("night") == "accepted", WAIT, protected.said())
+    wait_until(lambda: states(root).get("night") == "accepted", WAIT, protected.said)
     (server,) = protected.pids("prefect server start")
     subprocess.run(["kill", "-9", str(server)], check=True)
-    wait_until(lambda: states(root).get("night") == "protected", WAIT, protected.said())
+    wait_until(lambda: states(root).get("night") == "protected", WAIT, protected.said)
     assert [record for record in states(root) if record == "night"] == ["night"]
-    wait_until(lambda: protected.pids("prefect server start"), 60, "a server again")
+    wait_until(lambda: protected.pids("prefect server start"), 60, protected.said)
 
 
 @pytest.mark.slow
 def test_missed_runs_are_caught_up_once(protected: Service) -> None:
-    wait_until(lambda: _ended(protected), WAIT, protected.said())
+    wait_until(lambda: _ended(protected), WAIT, protected.said)
     missed = [run for run in protected.runs("drops") if run["state_type"] == "SCHEDULED"][:3]
-    wait_until(lambda: protected.pids("--worker"), 60, "a worker again")
+    wait_until(lambda: protected.pids("--worker"), 60, protected.said)
     workers = [str(pid) for pid in protected.pids("--worker")]
     subprocess.run(["kill", "-STOP", *workers], check=True)
     for nights, run in enumerate(missed):
@@ -283,7 +312,7 @@ def test_missed_runs_are_caught_up_once(protected: Service) -> None:
     def names() -> list[str]:
         return sorted(r["state_name"] for r in protected.runs("drops") if r["id"] in ids)
 
-    wait_until(lambda: "Completed" in names(), WAIT, protected.said())
+    wait_until(lambda: "Completed" in names(), WAIT, protected.said)
     time.sleep(5)
     assert names() == ["Completed", "Missed", "Missed"]
 
@@ -292,30 +321,30 @@ def test_missed_runs_are_caught_up_once(protected: Service) -> None:
 def test_a_run_whose_process_dies_is_marked_and_finished_by_the_next(protected: Service) -> None:
     root = protected.project.root
     leave_digits(root / "data/incoming", "cut", seed=7)
-    wait_until(lambda: states(root).get("cut") == "accepted", WAIT, protected.said())
+    wait_until(lambda: states(root).get("cut") == "accepted", WAIT, protected.said)
     running = next(run for run in protected.runs("drops") if run["state_type"] == "RUNNING")
     protected.kill()
     protected.start()
     # The worker finds at its start that a drop was not finished.
-    wait_until(lambda: states(root).get("cut") == "protected", WAIT, protected.said())
+    wait_until(lambda: states(root).get("cut") == "protected", WAIT, protected.said)
 
     def state() -> str:
         return next(r["state_name"] for r in protected.runs("drops") if r["id"] == running["id"])
 
-    wait_until(lambda: state() == "Crashed", WAIT, f"{state()}: {protected.said()}")
+    wait_until(lambda: state() == "Crashed", WAIT, lambda: f"{state()}: {protected.said()}")
 
 
 @pytest.mark.slow
 def test_a_stop_ends_within_a_minute_and_the_next_start_goes_on(protected: Service) -> None:
     root = protected.project.root
     leave_digits(root / "data/incoming", "stopped", seed=9)
-    wait_until(lambda: states(root).get("stopped") == "accepted", WAIT, protected.said())
+    wait_until(lambda: states(root).get("stopped") == "accepted", WAIT, protected.said)
     begun = time.monotonic()
     protected.stop()
     assert time.monotonic() - begun < 90
     assert states(root)["stopped"] == "accepted"
     protected.start()
-    wait_until(lambda: states(root).get("stopped") == "protected", WAIT, protected.said())
+    wait_until(lambda: states(root).get("stopped") == "protected", WAIT, protected.said)
 
 
 @pytest.mark.slow

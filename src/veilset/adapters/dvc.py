@@ -18,7 +18,13 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from veilset.errors import AuditError, BusyError, CorruptError, VeilsetError
+from veilset.errors import (
+    AuditError,
+    BusyError,
+    CorruptError,
+    ProtectionError,
+    VeilsetError,
+)
 from veilset.quiet import quiet
 
 Outcome = Literal["ran", "restored", "unchanged"]
@@ -27,6 +33,7 @@ Outcome = Literal["ran", "restored", "unchanged"]
 _FAILED: Final = "ERROR: failed to reproduce"
 _EDGE: Final = re.compile(r'^"(?P<up>[^"]+)" -> "(?P<down>[^"]+)";$')
 _NODE: Final = re.compile(r'^"(?P<name>[^"]+)";$')
+_CODE: Final = re.compile(r"exited with (?P<code>\d+)\W*$")
 _BLOCK: Final = 1 << 20
 
 # The one in C where it is there: a history has many lock files.
@@ -35,6 +42,10 @@ _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 class StageError(VeilsetError):
     """A stage of the pipeline failed; the message is the stage's own sentence."""
+
+
+class CannotProtectError(StageError):
+    """A scheme refused a drop's images for what they are: trying again changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +229,7 @@ def reproduce(stage: str, root: Path, on_line: Callable[[str], None]) -> Outcome
 
     Raises:
         BusyError: Another DVC command holds the project's lock.
+        CannotProtectError: A scheme cannot protect these images.
         StageError: The stage failed; the message is the last sentence that it printed.
     """
     lines: list[str] = []
@@ -428,7 +440,9 @@ def _failure(stage: str, lines: list[str]) -> VeilsetError:
             f"{stage} cannot start, because another DVC command holds the project's lock: wait "
             f"until it ends, then run again."
         )
-    return StageError(f"{stage}: {_sentence(lines)}")
+    ends = [found["code"] for line in lines if (found := _CODE.search(line))]
+    refused = ends and int(ends[-1]) == ProtectionError.exit_code
+    return (CannotProtectError if refused else StageError)(f"{stage}: {_sentence(lines)}")
 
 
 def _sentence(lines: list[str]) -> str:

@@ -78,7 +78,7 @@ def untrack_raw(root: Path, name: str) -> None:
 
 
 def forget_stages(root: Path, drop: str) -> None:
-    """Takes the stages of a removed drop out of `dvc.lock`, where DVC itself would leave them.
+    """Takes the stages of a drop that left the pipeline out of `dvc.lock`; DVC would leave them.
 
     Raises:
         CorruptError: It is no lock file.

@@ -24,7 +24,13 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
 
-from veilset.adapters.dvc import Outcome, changed_stages, dvc_text, stage_graph
+from veilset.adapters.dvc import (
+    CannotProtectError,
+    Outcome,
+    changed_stages,
+    dvc_text,
+    stage_graph,
+)  # fmt: skip
 from veilset.adapters.dvc_drops import is_tracked, track_raw
 from veilset.adapters.dvc_remote import PRIVATE, remote_names
 from veilset.adapters.git_commit import commit_beside, commit_out
@@ -55,13 +61,16 @@ from veilset.drops.policy import (
     untrained,
 )  # fmt: skip
 from veilset.drops.record import DROPS_JOURNAL, DropRecord, find_drop, read_drops
-from veilset.errors import BusyError, VeilsetError
+from veilset.errors import BusyError, SettingsError, VeilsetError
 from veilset.files import locked
 from veilset.keys import project_key
 from veilset.settings import DROPS_FILE, load_drops, load_settings
 
 TakeIn = Callable[[Path, str, Callable[[str], None]], DropRecord]
 """Ingests and checks a drop that waits, and decides."""
+
+SetAside = Callable[[Path, str, str], DropRecord]
+"""Holds an accepted drop for a reason."""
 
 RUN: Final = Path("data/drop_run")
 """What a run locks, from the project's folder."""
@@ -118,7 +127,7 @@ class DropsResult:
     words: str
 
 
-def protect_drops(root: Path, take_in: TakeIn) -> DropsResult:
+def protect_drops(root: Path, take_in: TakeIn, set_aside: SetAside) -> DropsResult:
     """One run: from what lies in the drop place to what is protected, versioned and on record.
 
     Call it in a flow. One bad drop never blocks the next; another run that is at work ends this one
@@ -127,6 +136,7 @@ def protect_drops(root: Path, take_in: TakeIn) -> DropsResult:
     Args:
         root: The project's folder.
         take_in: Ingests and checks a drop that waits.
+        set_aside: Holds an accepted drop that cannot be protected.
 
     Raises:
         VeilsetError: Something failed that is no drop's decision, e.g. a full disk; all else was
@@ -136,7 +146,7 @@ def protect_drops(root: Path, take_in: TakeIn) -> DropsResult:
         if not _locked(stack, root):
             return DropsResult((), {}, "another run is at work on this project")
         absorb_waiting_runs()
-        return _Run(root).protect(take_in)
+        return _Run(root, set_aside).protect(take_in)
 
 
 def train_if_due(root: Path) -> DropsResult:
@@ -172,8 +182,9 @@ def train_if_due(root: Path) -> DropsResult:
 class _Run:
     """The steps of one run; each may be repeated."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, set_aside: SetAside | None = None) -> None:
         self.root = root
+        self.set_aside = set_aside
         self.policy = load_policy(root)
         self.logger = get_run_logger()
         self.schemes = schemes_of(root, self.policy)
@@ -264,7 +275,10 @@ class _Run:
     ) -> dict[str, Outcome]:
         """Runs stages in order; what a failed one stands before is not run."""
         outcomes: dict[str, Outcome] = {}
+        held: set[str] = set()
         for stage in plan:
+            if _drop_of(stage, graph) in held:
+                continue
             broken = _blocking(stage, graph[stage], self.failures)
             if broken:
                 self.failures[stage] = self.failures[broken]
@@ -272,12 +286,38 @@ class _Run:
             one = self.step(run_stage, stage, stage.partition("@")[0])
             try:
                 outcomes[stage] = one(stage, self.root, stage in changed)
+            except CannotProtectError as error:
+                drop = _drop_of(stage, graph)
+                if self.hold(drop, stage, str(error)):
+                    held.add(drop)
+                else:
+                    self.failures[stage] = str(error)
             except (VeilsetError, OSError) as error:
                 self.failures[stage] = str(error)
         return outcomes
 
+    def hold(self, drop: str, stage: str, why: str) -> bool:
+        """Takes a new drop that a scheme refuses out of the pipeline; returns whether it did.
+
+        One that was protected before stays: then the settings changed, and not the drop.
+        """
+        # The scheme's own sentence may name a class, which may be a person; the record is in git.
+        reason = f"{stage}: the scheme cannot protect it, and the log of this run says why"
+        waits = {one.name for one in read_drops(self.root) if one.state == "accepted"}
+        if self.set_aside is None or drop not in waits:
+            return False
+        try:
+            self.set_aside(self.root, drop, reason)
+        except SettingsError as error:
+            self.logger.warning("%s stays in the pipeline: %s", drop, error)
+            return False
+        self.logger.warning("%s is held: %s", drop, why)
+        return True
+
     def is_done(self, name: str) -> bool:
-        """Whether nothing failed that its protection by every scheme rests on."""
+        """Whether it is in the pipeline, and nothing failed that its protection rests on."""
+        if find_drop(self.root, name).state != "accepted":
+            return False
         own = [f"protect@{scheme}-{name}" for scheme in self.schemes]
         own += [f"attack@{scheme}" for scheme in self.schemes]
         return not self.failures.keys() & {*own, "pipeline", "gate", "report", name}
@@ -572,6 +612,15 @@ def _locked(stack: ExitStack, root: Path) -> bool:
 
 def _is_ingested(root: Path, name: str) -> bool:
     return (root / "data/ingested" / name / "manifest.json").is_file()
+
+
+def _drop_of(stage: str, graph: Mapping[str, Sequence[str]]) -> str:
+    """The drop of a stage that makes something of one drop alone, or ""."""
+    kind, _, item = stage.partition("@")
+    if kind != "protect":
+        return item if kind in _PER_DROP else ""
+    # A scheme's name may hold a hyphen no more than a drop's; what it waits for has the drop alone.
+    return next((up.partition("@")[2] for up in graph[stage] if up.startswith("check@")), "")
 
 
 def _upstream(graph: Mapping[str, Sequence[str]], targets: Collection[str]) -> set[str]:

@@ -17,7 +17,8 @@ app = typer.Typer(help="New data: add a drop, check it, decide about it, remove 
 
 _NEXT: Final = {
     "arrived": "`veilset drop check` ingests and checks it.",
-    "held": "`veilset drop approve` takes it as it is, `veilset drop remove` takes it away.",
+    "held": "`veilset drop approve` takes it as it is, `veilset drop retry` checks it anew under "
+    "other settings, `veilset drop remove` takes it away.",
     "accepted": "`make repro` protects it; commit drops.yaml and data/drops.jsonl.",
     "protected": "nothing waits.",
     "refused": "mend what is wrong and `veilset drop retry`, or `veilset drop remove` it.",
@@ -143,6 +144,16 @@ def approve(
     from veilset.drops import admission  # noqa: PLC0415
 
     _tell(admission.approve(Path(), name, by, (note,) if note else ()))
+
+
+@app.command()
+def hold(
+    name: Name, *, by: By, reason: Annotated[str, typer.Option(help="Why, for the record")]
+) -> None:
+    """Take an accepted drop out of the pipeline until somebody decides about it."""
+    from veilset.stages.admission import set_aside  # noqa: PLC0415
+
+    _tell(set_aside(Path(), name, reason, by))
 
 
 @app.command()

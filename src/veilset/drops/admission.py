@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from veilset.drops.intake import forget_origin
-from veilset.drops.listing import accept_drop, list_drop, unlist_drop
+from veilset.drops.listing import accept_drop, list_drop, shelve_drop, unlist_drop
 from veilset.drops.record import DropEvent, DropRecord, enter, find_drop, now, read_drops
 from veilset.errors import SettingsError
 from veilset.settings import load_drops
@@ -39,6 +39,35 @@ def hold(root: Path, name: str, reasons: Sequence[str], counts: Mapping[str, int
     event = DropEvent(
         event="held", drop=name, at=now(), reasons=tuple(reasons), counts=dict(counts)
     )
+    return _decided(root, event)
+
+
+def hold_back(
+    root: Path, name: str, reasons: Sequence[str], folders: Sequence[Path], by: str = ""
+) -> DropRecord:
+    """An accepted drop leaves the pipeline until a person decides, so that it stops nothing.
+
+    Args:
+        root: The project's folder.
+        name: The drop.
+        reasons: Why, e.g. that a scheme cannot protect it.
+        folders: What schemes made of it so far, which leaves the working set; DVC's cache has it.
+        by: Who decides; empty for a program.
+
+    Raises:
+        SettingsError: It is not in the pipeline, or the last drop there, or there is no reason.
+    """
+    record = find_drop(root, name)
+    if record.state not in ("accepted", "protected"):
+        raise SettingsError(
+            f"The drop {name!r} is {record.state}, so the pipeline does not run over it: only what "
+            "is accepted or protected can be held."
+        )
+    if not all(reason.strip() for reason in reasons):
+        raise SettingsError("--reason is empty: say why the drop is held.")
+    shelve_drop(root, name)
+    _take_away(folders)
+    event = DropEvent(event="held", drop=name, at=now(), by=by, reasons=tuple(reasons))
     return _decided(root, event)
 
 
@@ -120,14 +149,18 @@ def remove(
     if record is not None and record.state == "removed":
         return record
     unlist_drop(root, name)
+    _take_away(folders)
+    forget_origin(root, name)
+    enter(root, DropEvent(event="removed", drop=name, at=now(), by=by, reasons=(reason,)))
+    return None if record is None else find_drop(root, name)
+
+
+def _take_away(folders: Sequence[Path]) -> None:
     for folder in folders:
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
         else:
             folder.unlink(missing_ok=True)
-    forget_origin(root, name)
-    enter(root, DropEvent(event="removed", drop=name, at=now(), by=by, reasons=(reason,)))
-    return None if record is None else find_drop(root, name)
 
 
 def _on_record(root: Path, name: str) -> bool:

@@ -58,6 +58,16 @@ def accept_drop(root: Path, name: str) -> None:
     _edit(root, edit)
 
 
+def shelve_drop(root: Path, name: str) -> None:
+    """Takes a drop out of `names` and `fit_drops`; under `drops` it waits for a decision.
+
+    Raises:
+        SettingsError: It is the last drop, or the last that schemes learn from.
+        BusyError: Another run edits the file.
+    """
+    _edit(root, lambda values: _leave_pipeline(values, name))
+
+
 def unlist_drop(root: Path, name: str) -> None:
     """Takes a drop out of all of `drops.yaml`; one that is not there is no error.
 
@@ -67,9 +77,7 @@ def unlist_drop(root: Path, name: str) -> None:
     """
 
     def edit(values: Any) -> None:
-        for part in ("names", "fit_drops"):
-            if name in values[part]:
-                values[part].remove(name)
+        _leave_pipeline(values, name)
         values["drops"].pop(name, None)
 
     _edit(root, edit)
@@ -78,6 +86,12 @@ def unlist_drop(root: Path, name: str) -> None:
 def waiting_drops(drops: Drops) -> tuple[str, ...]:
     """Names of drops that are ingested and not accepted, in the file's order."""
     return tuple(name for name in drops.drops if name not in drops.names)
+
+
+def _leave_pipeline(values: Any, name: str) -> None:
+    for part in ("names", "fit_drops"):
+        if name in values[part]:
+            values[part].remove(name)
 
 
 def _edit(root: Path, change: Callable[[Any], None]) -> None:

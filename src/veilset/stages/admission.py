@@ -12,13 +12,13 @@ from typing import Final
 import pandas as pd
 
 from veilset.adapters.dvc import StageError, reproduce
-from veilset.adapters.dvc_drops import is_tracked, output_digests, track_raw
+from veilset.adapters.dvc_drops import forget_stages, is_tracked, output_digests, track_raw
 from veilset.adapters.great_expectations_check import CheckParams, Finding
 from veilset.adapters.great_expectations_drift import check_drop, is_drift
 from veilset.data.ingest import ALL_REASONS
 from veilset.data.manifest import NAME, Manifest
 from veilset.data.records import INDEX, QUARANTINE
-from veilset.drops.admission import accept, block_of, hold, refuse
+from veilset.drops.admission import accept, block_of, hold, hold_back, refuse
 from veilset.drops.drift import Comparison, Profile, compare, profile_of
 from veilset.drops.erasure import Workings
 from veilset.drops.listing import list_drop
@@ -114,10 +114,27 @@ def drop_folders(root: Path, name: str) -> tuple[Path, ...]:
     project = Project(root)
     return (
         project.ingested(name), project.quarantine(name), project.checks(name),
-        project.fit_drops(name), root / DRIFT / name,
-        *_by_scheme(root / "data/protected", name).values(),
-        *_by_scheme(root / "data/provenance", name).values(),
+        project.fit_drops(name), root / DRIFT / name, *_protected_folders(root, name),
     )  # fmt: skip
+
+
+def set_aside(root: Path, name: str, reason: str, by: str = "") -> DropRecord:
+    """Holds an accepted drop: it leaves the pipeline, with what schemes made of it so far.
+
+    DVC's cache keeps that, so that nothing is made twice should the drop come back.
+
+    Args:
+        root: The project's folder.
+        name: The drop.
+        reason: Why, e.g. that a scheme cannot protect it.
+        by: Who decides; empty for a program.
+
+    Raises:
+        SettingsError: As `veilset.drops.admission.hold_back`.
+    """
+    record = hold_back(root, name, [reason], _protected_folders(root, name), by)
+    forget_stages(root, name)
+    return record
 
 
 def workings(root: Path) -> Workings:
@@ -162,6 +179,13 @@ def made_now(root: Path) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------- small parts below
+
+
+def _protected_folders(root: Path, name: str) -> tuple[Path, ...]:
+    return (
+        *_by_scheme(root / "data/protected", name).values(),
+        *_by_scheme(root / "data/provenance", name).values(),
+    )
 
 
 def _profile(root: Path, name: str) -> Profile:
