@@ -47,6 +47,9 @@ from veilset.schemes.plain import Plain
 from veilset.schemes.registry import make_scheme
 from veilset.types import FloatArray
 
+# One worker for all: the CNNs that they share are trained once.
+pytestmark = pytest.mark.xdist_group("membership")
+
 
 class Watched(Membership):
     """Remembers what it learnt and whom it tested; first the attack itself, then the oracle."""

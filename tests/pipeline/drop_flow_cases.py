@@ -29,6 +29,8 @@ NOTE = "licence: CC BY\nconsent: form 3\nby: Ann Owner\n"
 POLICY = {"settle_seconds": 0.2, "poll_seconds": 0.5, "io_retries": 4, "retry_seconds": 3}
 DIGITS = load_digits()
 PIXELS = (DIGITS.images * 255 / 16).astype(np.uint8)
+# An opener of its own: the one that `urlopen` makes keeps the proxies of whoever was first.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def drop_project(root: Path, port: int, schemes: tuple[str, ...], **policy: Any) -> SmallProject:
@@ -82,11 +84,13 @@ def git(root: Path, *words: str) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment without anybody's servers."""
+    """This environment without anybody's servers, and with a proxy that nobody answers."""
     found = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
     quiet(found)
     path = f"{Path(sys.executable).parent}{os.pathsep}{found['PATH']}"
-    return {**found, "PATH": path, "OMP_NUM_THREADS": "1", **more}
+    # Nothing here may ask it: all servers are on this machine.
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    return {**found, **proxies, "PATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 def free_port() -> int:
@@ -164,7 +168,7 @@ class Service:
         request = urllib.request.Request(  # noqa: S310 - our own server
             f"{self.api}/{what}", json.dumps(body).encode(), {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
+        with DIRECT.open(request, timeout=30) as reply:
             return json.loads(reply.read())
 
     def deployment(self, flow: str) -> str:

@@ -15,6 +15,9 @@ from veilset.quiet import quiet
 
 quiet()
 
+# One worker for all: the flow is run once for them.
+pytestmark = pytest.mark.xdist_group("flow")
+
 STAGE = """\
 import json, pathlib, sys
 name, text = sys.argv[1:]

@@ -3,11 +3,13 @@
 import hashlib
 import os
 import urllib.request
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
 API: Final = "PREFECT_API_URL"
 HOME: Final = "PREFECT_HOME"
+_HERE: Final = ("127.0.0.1", "localhost")
 
 
 def project_home(root: Path) -> Path:
@@ -23,8 +25,21 @@ def use_project_home(root: Path) -> Path:
 
     Prefect reads its settings when it is imported, so this comes before.
     """
+    ask_this_machine_directly(os.environ)
     os.environ.setdefault(HOME, str(project_home(root)))
     return Path(os.environ[HOME])
+
+
+def ask_this_machine_directly(environment: MutableMapping[str, str]) -> None:
+    """Has requests to servers on this machine pass by a proxy that the environment names.
+
+    Args:
+        environment: Where; what it excludes from proxies already stays excluded.
+    """
+    for variable in ("no_proxy", "NO_PROXY"):
+        excluded = [one for one in environment.get(variable, "").split(",") if one.strip()]
+        missing = [host for host in _HERE if host not in excluded]
+        environment[variable] = ",".join([*excluded, *missing])
 
 
 def deployment_name(root: Path) -> str:

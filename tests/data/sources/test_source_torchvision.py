@@ -1,5 +1,6 @@
 import io
 import struct
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,8 @@ def test_pixels_of_other_modes_keep_their_meaning() -> None:
 def test_missing_data_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    # What `urlopen` made before does not know these proxies, and what it makes now must not stay.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(SourceError, match="set download: true"):
         open_source(block("CIFAR10"), tmp_path).classes()
     with pytest.raises(SourceError, match="check the network") as caught:
