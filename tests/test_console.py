@@ -1,10 +1,12 @@
 """Errors reach the user as one sentence, and a stop is orderly."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,23 @@ def test_a_users_error_is_its_sentence_and_code_one(capsys: pytest.CaptureFixtur
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_reporting_errors(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOSPC])
+def test_a_machine_that_fails_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def work() -> int:
+        raise OSError(number, os.strerror(number), "/mnt/far/shard")
+
+    assert run_reporting_errors(work) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and os.strerror(number) in said and "/mnt/far/shard" in said
+
+
+def test_a_file_that_the_program_forgot_is_a_bug() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_reporting_errors(lambda: len(Path("/not/there").read_text()))
 
 
 def test_sigterm_stops_in_order() -> None:

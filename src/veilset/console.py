@@ -1,5 +1,6 @@
 """What the command line and the stages show: progress bars, and errors as one sentence."""
 
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,12 @@ from veilset.errors import VeilsetError
 
 _STOPPED: Final = 130
 """Exit code of a command that was stopped by Ctrl-C or SIGTERM."""
+
+_MACHINE: Final = frozenset(
+    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO,
+     errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+)  # fmt: skip
+"""What is wrong with a machine and not with the program."""
 
 
 class Advance(Protocol):
@@ -91,6 +98,16 @@ def run_reporting_errors(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        print(  # noqa: T201
+            f"veilset: This machine could not read or write{place} ({error.strerror}), and nothing "
+            "half-written was kept: check its disks, then run the same command again.",
+            file=sys.stderr,
+        )
+        return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
 

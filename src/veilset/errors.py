@@ -43,10 +43,14 @@ class DiskFullError(VeilsetError):
 
 
 class ProtectionError(VeilsetError):
-    """A scheme cannot protect these images as asked, and nothing was written.
+    """A scheme cannot protect these images as asked, and nothing was written."""
+
+
+class RefusedImagesError(ProtectionError):
+    """What is asked is right, but a scheme cannot protect these very images, e.g. by their labels.
 
     It has an exit code of its own, so that a run over many drops can tell one that cannot be
-    protected from a machine that fails.
+    protected from settings that are wrong and from a machine that fails.
     """
 
     exit_code = 3

@@ -197,8 +197,8 @@ def test_a_failing_stage_raises_its_own_sentence(project: Path) -> None:
 def test_a_scheme_that_refuses_its_images_is_told_from_a_failure(project: Path) -> None:
     (project / "toy_stage.py").write_text(
         "import sys\nfrom veilset.console import run_reporting_errors\n"
-        "from veilset.errors import ProtectionError\n"
-        "def refuse():\n    raise ProtectionError('too few images.')\n"
+        "from veilset.errors import RefusedImagesError\n"
+        "def refuse():\n    raise RefusedImagesError('too few images.')\n"
         "sys.exit(run_reporting_errors(refuse))\n"
     )
     settings = project / "dvc.yaml"

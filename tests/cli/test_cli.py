@@ -59,6 +59,20 @@ def test_ten_broken_files_are_ten_rows_and_do_not_stop_the_rest(run: Run, tmp_pa
     assert secret.encode() not in everything
 
 
+def test_no_name_of_a_file_is_told(run: Run, tmp_path: Path) -> None:
+    photographs(tmp_path / "in")
+    (tmp_path / "in/cat/ana-maria-twin.jpg").write_bytes(
+        (tmp_path / "in/cat/ana-maria-1.jpg").read_bytes()
+    )
+    (tmp_path / "in/cat/ana-maria-link.jpg").symlink_to("/etc/passwd")
+    (tmp_path / "in/cat/ana-maria-notes.txt").write_text("no image")
+    (tmp_path / "in/dog/broken-0.jpg").rename(tmp_path / "in/dog/ana-maria-broken.jpg")
+    for more in (("--scheme", "visualmixer"), ("--scheme", "plain", "--strict")):
+        _, out, err = run("protect", "in", "out", *more, "--demo-key")
+        assert "ana-maria" not in out + err and "broken-" not in out + err
+    assert "ana-maria" in (tmp_path / "out-private/quarantine/quarantine.csv").read_text()
+
+
 def test_strict_makes_a_quarantined_file_an_error(run: Run, tmp_path: Path) -> None:
     photographs(tmp_path / "in", broken=1)
     code, _, err = run("protect", "in", "out", "--scheme", "plain", "--demo-key", "--strict")

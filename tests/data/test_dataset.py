@@ -1,5 +1,7 @@
 """A set as a torch data set: the same pixels and labels, however it is read."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,7 @@ def test_items_are_the_stored_ones(folder: Path) -> None:
 
 def test_a_loader_reads_it_all_with_transform_and_side(folder: Path) -> None:
     data = veilset.data.open(folder, transform=lambda image: image.float() / 255, side=True)
-    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, num_workers=1)
+    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
     batches = list(loader)
     assert sum(len(labels) for _, labels, _ in batches) == 20
     stored = ImageSet.open(folder)
@@ -53,6 +55,22 @@ def test_a_loader_reads_it_all_with_transform_and_side(folder: Path) -> None:
     image, _, side = data[3]
     assert (side["mask"] == stored.column("train", "mask")[3]).all()
     assert image.dtype == torch.float32
+
+
+def test_workers_of_a_loader_read_the_same(folder: Path) -> None:
+    code = (
+        "import sys, torch, veilset.data\n"
+        "data = veilset.data.open(sys.argv[1])\n"
+        "def seen(workers):\n"
+        "    loader = torch.utils.data.DataLoader(data, batch_size=8, num_workers=workers)\n"
+        "    return [batch.numpy().tobytes() for batch, _ in loader]\n"
+        "assert seen(2) == seen(0) and len(seen(0)) == 3\n"
+    )
+    # Its workers are forked, and a process with many other tests behind it is no place for that.
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_not_there_or_altered_is_said(folder: Path) -> None:

@@ -26,6 +26,7 @@ from drop_flow_cases import (
 )
 from small_project import SmallProject
 
+from veilset.adapters.prefect_home import ask_this_machine_directly
 from veilset.files import locked
 
 pytestmark = [pytest.mark.xdist_group("drop_flow"), pytest.mark.timeout(1500)]
@@ -67,6 +68,7 @@ def messages(service: Service) -> Iterator[list[str]]:
         ".save('owner')"
     )
     settings = environment(PREFECT_API_URL=service.api)
+    ask_this_machine_directly(settings)
     subprocess.run([sys.executable, "-c", code], env=settings, check=True, timeout=100)
     yield found
     server.shutdown()
@@ -228,6 +230,7 @@ def test_killed_at_every_step_it_ends_as_if_nothing_had_happened(
     script = tmp_path / "killer.py"
     script.write_text(KILLER)
     settings = environment(PREFECT_API_URL=service.api, PREFECT_HOME=str(tmp_path / "home"))
+    ask_this_machine_directly(settings)
     for step, when in POINTS:
         words = [sys.executable, str(script), str(SCRIPT.parent), str(killed.root), step, when]
         with (tmp_path / "log").open("ab") as log:

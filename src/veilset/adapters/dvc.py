@@ -22,7 +22,7 @@ from veilset.errors import (
     AuditError,
     BusyError,
     CorruptError,
-    ProtectionError,
+    RefusedImagesError,
     VeilsetError,
 )
 from veilset.quiet import quiet
@@ -441,7 +441,7 @@ def _failure(stage: str, lines: list[str]) -> VeilsetError:
             f"until it ends, then run again."
         )
     ends = [found["code"] for line in lines if (found := _CODE.search(line))]
-    refused = ends and int(ends[-1]) == ProtectionError.exit_code
+    refused = ends and int(ends[-1]) == RefusedImagesError.exit_code
     return (CannotProtectError if refused else StageError)(f"{stage}: {_sentence(lines)}")
 
 

@@ -44,7 +44,7 @@ from veilset.data.shards import (
     shard_entry,
     write_shard,
 )
-from veilset.errors import CorruptError, ProtectionError
+from veilset.errors import CorruptError, ProtectionError, RefusedImagesError
 from veilset.files import (
     atomic_file,
     read_sealed_parquet,
@@ -240,7 +240,7 @@ def _chosen_splits(
     for name in splits:
         _require_split(source, scheme, name)
     if not splits:
-        raise ProtectionError(
+        raise RefusedImagesError(
             f"{source.folder} has no images that {scheme.name} would protect: its splits are "
             f"{', '.join(source.splits) or 'none'}; name those to protect."
         )
@@ -258,7 +258,7 @@ def _require_split(source: ImageSet, scheme: Scheme[Any], name: str) -> None:
         raise ProtectionError(f"{scheme.name} {why}: leave the split 'test' out.")
     reason = scheme.refuse(source.labels(name))
     if reason is not None:
-        raise ProtectionError(f"{scheme.name} cannot protect split {name!r}: {reason}.")
+        raise RefusedImagesError(f"{scheme.name} cannot protect split {name!r}: {reason}.")
 
 
 def _tasks(
