@@ -291,7 +291,7 @@ def staged_folder(final: Path, plan: str) -> Iterator[Path]:
         BusyError: Another run builds the same folder.
         DiskFullError: The disk is full; `final` is untouched.
     """
-    partial = final.parent / f".{final.name}.partial"
+    partial = _partial(final)
     with locked(final):
         with _clear_errors(partial, 0):
             _recover(final)
@@ -309,6 +309,11 @@ def staged_folder(final: Path, plan: str) -> Iterator[Path]:
         with _clear_errors(partial, 0):
             _remove(partial)
             _remove(_aside(final))
+
+
+def leftovers(final: Path) -> tuple[Path, Path]:
+    """Where a run that was killed or failed while it built a folder leaves what it had."""
+    return _partial(final), _aside(final)
 
 
 # ------------------------------------------------------------------------------- small parts below
@@ -493,6 +498,10 @@ def _open_locked(path: Path, target: Path) -> int:
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle
+
+
+def _partial(final: Path) -> Path:
+    return final.parent / f".{final.name}.partial"
 
 
 def _aside(final: Path) -> Path:

@@ -122,6 +122,16 @@ def test_a_drop_that_cannot_be_protected_leaves_the_pipeline_until_somebody_deci
     (root / "dvc.lock").unlink()
 
 
+def test_what_killed_runs_left_of_a_drop_is_among_what_is_taken_away(tmp_path: Path) -> None:
+    places = ("data/ingested/.w.partial", "data/quarantine/.w.old", "data/ingested/w",
+              "data/protected/plain/.w.partial", "data/provenance/plain/w")  # fmt: skip
+    for place in (*places, "data/ingested/.ww.partial"):
+        (tmp_path / place).mkdir(parents=True)
+    found = {str(path.relative_to(tmp_path)) for path in drop_folders(tmp_path, "w")}
+    assert set(places) <= found
+    assert not any("ww" in path for path in found)
+
+
 def test_the_last_drop_of_a_pipeline_stays_in_it(tmp_path: Path) -> None:
     root = bare_project(tmp_path / "project")
     record, _ = add_drop(

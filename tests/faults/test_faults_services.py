@@ -112,6 +112,20 @@ def test_a_store_that_dies_during_the_sync_is_completed_by_the_next(
 # ----------------------------------------------------------------------------------- Prefect
 
 
+def test_a_prefect_server_that_is_away_is_one_sentence(tmp_path: Path) -> None:
+    away = f"http://127.0.0.1:{free_port()}/api"
+    settings = environment(PREFECT_API_URL=away, PREFECT_HOME=str(tmp_path / "home"))
+    settings["PREFECT_CLIENT_MAX_RETRIES"] = "0"
+    done = subprocess.run(
+        [sys.executable, str(FLOW), str(tmp_path)], env=settings, capture_output=True, text=True,
+        check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (said,) = [one for one in done.stderr.splitlines() if one.startswith("veilset: ")]
+    assert "Prefect's server cannot be reached" in said
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_prefects_server_dies_during_the_flow_and_a_rerun_completes_it(tmp_path: Path) -> None:

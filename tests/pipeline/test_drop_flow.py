@@ -76,7 +76,7 @@ def messages(service: Service) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def protected(service: Service, messages: list[str]) -> Service:
-    """After a good drop has arrived beside bad ones, with nobody's help."""
+    """After a good drop arrived beside bad ones, and all was killed in the middle of its run."""
     place = service.project.root / "data/incoming"
     (place / "notes").mkdir()
     (place / "notes/a.txt").write_text("no image")
@@ -85,6 +85,11 @@ def protected(service: Service, messages: list[str]) -> Service:
     (place / "silent/a.txt").write_text("nobody says where it comes from")
     leave_digits(place, "ward", seed=3)
     root = service.project.root
+    wait_until(lambda: states(root).get("ward") == "accepted", WAIT, service.said)
+    service.kill()
+    assert states(root)["ward"] == "accepted", "it was killed too late"
+    service.start()
+    # The worker finds at its start that a drop was not finished.
     wait_until(lambda: states(root).get("ward") == "protected", WAIT, service.said)
     wait_until(lambda: _ended(service), WAIT, service.said)
     return service
@@ -105,6 +110,16 @@ def test_an_arrival_starts_a_run_that_protects_it(protected: Service) -> None:
     names = {run["name"] for run in protected.ask("task_runs")}
     assert {"arrivals", "check ward", "protect@plain-ward", "attack@plain", "gate", "commit",
             "push", "audit", "journal"} <= names  # fmt: skip
+
+
+def test_a_run_whose_process_was_killed_is_marked_and_finished_by_the_next(
+    protected: Service,
+) -> None:
+    runs = [run for run in protected.runs("drops") if run["start_time"]]
+    assert [run["state_name"] for run in runs[:2]] == ["Crashed", "Completed"]
+    root = protected.project.root
+    assert [one.event for one in record_of(root, "ward").decisions] == ["accepted", "protected"]
+    assert not list(root.rglob(".*.partial"))
 
 
 def test_a_bad_drop_beside_it_blocks_nothing(protected: Service) -> None:
@@ -318,23 +333,6 @@ def test_missed_runs_are_caught_up_once(protected: Service) -> None:
     wait_until(lambda: "Completed" in names(), WAIT, protected.said)
     time.sleep(5)
     assert names() == ["Completed", "Missed", "Missed"]
-
-
-@pytest.mark.slow
-def test_a_run_whose_process_dies_is_marked_and_finished_by_the_next(protected: Service) -> None:
-    root = protected.project.root
-    leave_digits(root / "data/incoming", "cut", seed=7)
-    wait_until(lambda: states(root).get("cut") == "accepted", WAIT, protected.said)
-    running = next(run for run in protected.runs("drops") if run["state_type"] == "RUNNING")
-    protected.kill()
-    protected.start()
-    # The worker finds at its start that a drop was not finished.
-    wait_until(lambda: states(root).get("cut") == "protected", WAIT, protected.said)
-
-    def state() -> str:
-        return next(r["state_name"] for r in protected.runs("drops") if r["id"] == running["id"])
-
-    wait_until(lambda: state() == "Crashed", WAIT, lambda: f"{state()}: {protected.said()}")
 
 
 @pytest.mark.slow

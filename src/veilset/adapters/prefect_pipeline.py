@@ -23,6 +23,7 @@ from veilset.errors import BusyError, DiskFullError, VeilsetError
 
 REPORT: Final = Path("reports/index.html")
 VERDICTS: Final = Path("reports/verdicts.json")
+_NO_SERVER: Final = "Failed to reach API"
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -138,7 +139,10 @@ def server_needed() -> Iterator[None]:
 
     try:
         yield
-    except TransportError as error:
+    except (TransportError, RuntimeError) as error:
+        # What Prefect says of a server that was never there is a plain error of its own.
+        if isinstance(error, RuntimeError) and _NO_SERVER not in str(error):
+            raise
         raise VeilsetError(
             f"Prefect's server cannot be reached ({error}): start it and run again, which goes on "
             "after the stages that were finished."

@@ -71,9 +71,19 @@ def hold_back(
     return _decided(root, event)
 
 
-def refuse(root: Path, name: str, reasons: Sequence[str]) -> DropRecord:
-    """It is bad: it leaves `drops.yaml`, so that it stops nothing. Its raw images stay."""
+def refuse(
+    root: Path, name: str, reasons: Sequence[str], folders: Sequence[Path] = ()
+) -> DropRecord:
+    """It is bad: it leaves `drops.yaml`, so that it stops nothing. Its raw images stay.
+
+    Args:
+        root: The project's folder.
+        name: The drop.
+        reasons: Why.
+        folders: What is to leave the working set, e.g. what an ingest that failed has left.
+    """
     unlist_drop(root, name)
+    _take_away(folders)
     return _decided(root, DropEvent(event="refused", drop=name, at=now(), reasons=tuple(reasons)))
 
 

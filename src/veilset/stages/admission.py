@@ -23,7 +23,7 @@ from veilset.drops.drift import Comparison, Profile, compare, profile_of
 from veilset.drops.erasure import Workings
 from veilset.drops.listing import list_drop
 from veilset.drops.record import DropRecord, find_drop, read_drops
-from veilset.files import locked, read_table
+from veilset.files import leftovers, locked, read_table
 from veilset.settings import PARAMS_FILE, Settings, load_drops, load_settings
 from veilset.stages.project import Project, scheme_of
 
@@ -69,7 +69,7 @@ def take_in(root: Path, name: str, on_line: Callable[[str], None]) -> DropRecord
             reason = _unusable(project, name)
             if reason is None:
                 raise
-            return refuse(root, name, [reason])
+            return refuse(root, name, [reason], leftovers(project.ingested(name)))
         for earlier in load_drops(root).names:
             # In a fresh clone what it is compared with may not be there yet.
             if not (project.ingested(earlier) / NAME).is_file():
@@ -110,12 +110,17 @@ def compare_drop(root: Path, name: str, limits: CheckParams) -> Comparison | Non
 
 
 def drop_folders(root: Path, name: str) -> tuple[Path, ...]:
-    """All that was made of a drop, and shows it: what a removal takes away beside the raw data."""
+    """All that was made of a drop, and shows it: what a removal takes away beside the raw data.
+
+    Also what a run that was killed left beside each place; not all of it need be there.
+    """
     project = Project(root)
-    return (
+    places = (
         project.ingested(name), project.quarantine(name), project.checks(name),
-        project.fit_drops(name), root / DRIFT / name, *_protected_folders(root, name),
+        project.fit_drops(name), root / DRIFT / name,
     )  # fmt: skip
+    left = (path for place in places for path in (place, *leftovers(place)))
+    return (*left, *_protected_folders(root, name))
 
 
 def set_aside(root: Path, name: str, reason: str, by: str = "") -> DropRecord:
@@ -182,10 +187,9 @@ def made_now(root: Path) -> dict[str, str]:
 
 
 def _protected_folders(root: Path, name: str) -> tuple[Path, ...]:
-    return (
-        *_by_scheme(root / "data/protected", name).values(),
-        *_by_scheme(root / "data/provenance", name).values(),
-    )
+    kinds = (root / "data/protected", root / "data/provenance")
+    places = [scheme / name for kind in kinds for scheme in sorted(kind.glob("*"))]
+    return tuple(path for place in places for path in (place, *leftovers(place)))
 
 
 def _profile(root: Path, name: str) -> Profile:
