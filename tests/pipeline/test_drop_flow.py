@@ -1,6 +1,8 @@
 """The flows of drops with a real server, worker, DVC, MLflow and git: what comes by itself."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,6 +10,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drop_flow_cases import (
@@ -333,6 +336,29 @@ def test_missed_runs_are_caught_up_once(protected: Service) -> None:
     wait_until(lambda: "Completed" in names(), WAIT, protected.said)
     time.sleep(5)
     assert names() == ["Completed", "Missed", "Missed"]
+
+
+@pytest.mark.slow
+def test_a_run_that_gives_no_sign_of_life_is_marked_by_the_server(protected: Service) -> None:
+    root = protected.project.root
+    assert protected.process is not None
+    leave_digits(root / "data/incoming", "frozen", seed=11)
+    wait_until(lambda: states(root).get("frozen") == "accepted", WAIT, protected.said)
+    running = next(run for run in protected.runs("drops") if run["state_type"] == "RUNNING")
+    # As on a machine that hangs: nobody is there to say that the run has ended.
+    alive = {protected.process.pid, *protected.pids("prefect server start")}
+    for pid in set(protected.pids("")) - alive:
+        os.kill(pid, signal.SIGSTOP)
+
+    def now() -> dict[str, Any]:
+        return next(run for run in protected.runs("drops") if run["id"] == running["id"])
+
+    wait_until(lambda: now()["state_name"] == "Crashed", WAIT, protected.said)
+    assert "no sign of life" in now()["state"]["message"]
+    assert states(root)["frozen"] == "accepted"
+    protected.kill()
+    protected.start()
+    wait_until(lambda: states(root).get("frozen") == "protected", WAIT, protected.said)
 
 
 @pytest.mark.slow

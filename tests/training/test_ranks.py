@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import several
 import torch
+from stored_sets import write_drops
 from torch import nn
 
 from veilset.errors import TrainingError
 from veilset.training import loop
 from veilset.training.ranks import Ranks, SyncedBatchNorm, join, synchronise
-from veilset.training.saved import load_model
+from veilset.training.saved import HISTORY, WEIGHTS, load_model
 
 HERE = Path(__file__).parent
 
@@ -57,6 +58,17 @@ def test_two_processes_train_as_one_and_survive_the_loss_of_one(tmp_path: Path) 
     assert (card.processes, card.batch) == (2, alone.card.batch) == (2, 14)
     for name, value in same.state_dict().items():
         assert torch.allclose(model.state_dict()[name], value, atol=1e-3), name
+
+
+@pytest.mark.slow
+def test_two_processes_read_from_disk_what_they_would_have_in_memory(tmp_path: Path) -> None:
+    write_drops(tmp_path, count=67)
+    made = []
+    for case in ("memory", "disk"):
+        done = _start(tmp_path / case, case)
+        assert done.returncode == 0, done.stderr
+        made.append([(tmp_path / case / name).read_bytes() for name in (WEIGHTS, HISTORY)])
+    assert made[0] == made[1]
 
 
 def test_the_synchronised_norm_is_torchs_own() -> None:
