@@ -196,9 +196,9 @@ def cifar_case(scheme: Scheme[Any], targets: int = 400, auxiliary: int = 400) ->
 @pytest.mark.parametrize(
     "name, values, low, high",
     [
-        ("pixelate", {"block_px": 8}, 0.99, 1.0),
+        pytest.param("pixelate", {"block_px": 8}, 0.99, 1.0, marks=pytest.mark.slow),
         ("visualmixer", {"region_px": 8, "n": 4}, 0.9, 1.0),
-        ("etc_encryption", {}, 0.99, 1.0),
+        pytest.param("etc_encryption", {}, 0.99, 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_cifar_photographs_are_linked_as_measured_before(

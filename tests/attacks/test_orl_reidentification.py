@@ -24,8 +24,8 @@ def faces() -> tuple[Images, IntArray]:
     "way, before, likeness",
     [
         ("VisualMixer, regions of 16 px", 0.88, 0.2),
-        ("pixel block mixing, all faces one class", 0.73, 0.6),
-        ("Laplace noise, deviation 1", 0.88, 0.05),
+        pytest.param("pixel block mixing, all faces one class", 0.73, 0.6, marks=pytest.mark.slow),
+        pytest.param("Laplace noise, deviation 1", 0.88, 0.05, marks=pytest.mark.slow),
     ],
 )
 def test_people_are_recognised_as_often_as_measured_before(
