@@ -299,8 +299,10 @@ def test_a_drop_that_a_scheme_cannot_protect_is_held_and_stops_nothing(
     assert git(root, "log", "--format=%s").splitlines()[0] == "Drops: lone held"
     assert not list((root / "data/protected").glob("*/lone"))
     assert project.repro("protect", "attack") == [], "a run by hand goes through as well"
-    leave_digits(root / "data/incoming", "ward", seed=5)
-    assert flow.once("--once").stdout.splitlines()[-1] == "1 protected"
+    # So many that each class has several in each role.
+    leave_digits(root / "data/incoming", "ward", seed=5, each=60)
+    done = flow.once("--once")
+    assert done.stdout.splitlines()[-1] == "1 protected", done.stderr
     assert states(root) == {"lone": "held", "ward": "protected"}
 
 
