@@ -110,9 +110,15 @@ def test_an_arrival_starts_a_run_that_protects_it(protected: Service) -> None:
     assert (root / "data/protected/plain/ward/manifest.json").is_file()
     done = [run for run in protected.runs("drops") if run["state_type"] == "COMPLETED"]
     assert done and not any(run["auto_scheduled"] for run in done), "the event started it"
+    # Attacked together with the others, and alone.
+    row = protected.table()["ward"]
+    assert "alone: " in row["verdicts"] and "not attacked" not in row["verdicts"]
+    evidence = json.loads((root / "data/drift/ward/attacks/plain/results.json").read_text())
+    assert [one["attack"] for one in evidence["results"]] == ["recognition"]
+    assert ward.decisions[-1].reasons[0].startswith("plain alone: ")
     names = {run["name"] for run in protected.ask("task_runs")}
-    assert {"arrivals", "check ward", "protect@plain-ward", "attack@plain", "gate", "commit",
-            "push", "audit", "journal"} <= names  # fmt: skip
+    assert {"arrivals", "check ward", "protect@plain-ward", "attack@plain", "attack ward alone",
+            "gate", "commit", "push", "audit", "journal"} <= names  # fmt: skip
 
 
 def test_a_run_whose_process_was_killed_is_marked_and_finished_by_the_next(

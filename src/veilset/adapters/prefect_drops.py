@@ -72,6 +72,25 @@ TakeIn = Callable[[Path, str, Callable[[str], None]], DropRecord]
 SetAside = Callable[[Path, str, str], DropRecord]
 """Holds an accepted drop for a reason."""
 
+AttackDrop = Callable[[Path, str, str], str]
+"""Attacks what a scheme made of one drop alone; gives the verdicts in words."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to one drop by the layers above, handed in.
+
+    Attributes:
+        take_in: Ingests and checks a drop that waits, and decides.
+        set_aside: Holds an accepted drop that cannot be protected.
+        attack: Attacks a drop alone.
+    """
+
+    take_in: TakeIn
+    set_aside: SetAside
+    attack: AttackDrop
+
+
 RUN: Final = Path("data/drop_run")
 """What a run locks, from the project's folder."""
 
@@ -92,7 +111,7 @@ class Row:
         state: Where it stands now.
         images: How many are used of it, where that is known.
         schemes: By which schemes it is protected.
-        verdicts: Verdicts of the gate on these schemes, which judge all drops together.
+        verdicts: Verdicts of the gate on these schemes for all drops together, and for it alone.
         words: Why, where there is a reason.
     """
 
@@ -127,7 +146,7 @@ class DropsResult:
     words: str
 
 
-def protect_drops(root: Path, take_in: TakeIn, set_aside: SetAside) -> DropsResult:
+def protect_drops(root: Path, steps: Steps) -> DropsResult:
     """One run: from what lies in the drop place to what is protected, versioned and on record.
 
     Call it in a flow. One bad drop never blocks the next; another run that is at work ends this one
@@ -135,8 +154,7 @@ def protect_drops(root: Path, take_in: TakeIn, set_aside: SetAside) -> DropsResu
 
     Args:
         root: The project's folder.
-        take_in: Ingests and checks a drop that waits.
-        set_aside: Holds an accepted drop that cannot be protected.
+        steps: What is done to one drop.
 
     Raises:
         VeilsetError: Something failed that is no drop's decision, e.g. a full disk; all else was
@@ -146,7 +164,7 @@ def protect_drops(root: Path, take_in: TakeIn, set_aside: SetAside) -> DropsResu
         if not _locked(stack, root):
             return DropsResult((), {}, "another run is at work on this project")
         absorb_waiting_runs()
-        return _Run(root, set_aside).protect(take_in)
+        return _Run(root, steps).protect(steps)
 
 
 def train_if_due(root: Path) -> DropsResult:
@@ -182,25 +200,29 @@ def train_if_due(root: Path) -> DropsResult:
 class _Run:
     """The steps of one run; each may be repeated."""
 
-    def __init__(self, root: Path, set_aside: SetAside | None = None) -> None:
+    def __init__(self, root: Path, steps: Steps | None = None) -> None:
         self.root = root
-        self.set_aside = set_aside
+        self.set_aside = steps.set_aside if steps else None
+        self.alone: dict[str, dict[str, str]] = {}
         self.policy = load_policy(root)
         self.logger = get_run_logger()
         self.schemes = schemes_of(root, self.policy)
         self.failures: dict[str, str] = {}
         self.rows: list[Row] = []
 
-    def protect(self, take_in: TakeIn) -> DropsResult:
+    def protect(self, steps: Steps) -> DropsResult:
         before = _failing(self.root)
         self.arrivals()
         met = [record.name for record in read_drops(self.root) if record.state == "arrived"]
         if met:
             self.ingest_earlier()
         for name in met:
-            self.check(name, take_in)
+            self.check(name, steps.take_in)
         todo = [record.name for record in read_drops(self.root) if record.state == "accepted"]
         outcomes = self.stages(todo) if todo else {}
+        for name in todo:
+            if self.is_done(name):
+                self.attack_alone(name, steps.attack)
         done = [name for name in todo if self.is_done(name)]
         self.record([*dict.fromkeys((*met, *todo))], done, outcomes)
         judged = _verdicts(self.root) if todo else {}
@@ -248,6 +270,16 @@ class _Run:
             # A drop that finds a fault in the program must not stop the others every night.
             self.logger.exception("%s: unexpected", name)
             self.failures[name] = f"{name}: {type(error).__name__}, a fault of the program."
+
+    def attack_alone(self, name: str, attack: AttackDrop) -> None:
+        """Attacks a new drop by itself: among many others, what it leaks more is hardly seen."""
+        one = self.step(run_attack_alone, f"attack {name} alone")
+        try:
+            self.alone[name] = {
+                scheme: one(self.root, name, scheme, attack) for scheme in self.schemes
+            }
+        except (VeilsetError, OSError) as error:
+            self.failures[name] = f"{name}: {error}"
 
     def stages(self, todo: Sequence[str]) -> dict[str, Outcome]:
         """Protects, attacks and judges all that is not up to date."""
@@ -334,7 +366,11 @@ class _Run:
         if outcomes:
             fine &= self.audit(outcomes)
         if done and fine:
-            self.attempt("journal", run_journal, self.root, done, self.schemes)
+            alone = {
+                name: [f"{one} alone: {words}" for one, words in self.alone[name].items()]
+                for name in done
+            }
+            self.attempt("journal", run_journal, self.root, alone, self.schemes)
             self.commit(f"Protected: {', '.join(done)}")
 
     def names_to_push(self) -> list[str]:
@@ -382,7 +418,11 @@ class _Run:
         failed = [self.failures[one] for one in self.failures if _concerns(one, name)]
         return Row(
             name, record.state, record.counts.get("images"), record.schemes,
-            "; ".join(f"{one}: {judged[one]}" for one in record.schemes if one in judged),
+            "; ".join(
+                f"{one}: {judged[one]} (alone: {self.alone.get(name, {}).get(one, 'not attacked')})"
+                for one in record.schemes
+                if one in judged
+            ),
             "; ".join(dict.fromkeys((*said, *failed))),
         )  # fmt: skip
 
@@ -472,6 +512,21 @@ def run_check(root: Path, name: str, take_in: TakeIn) -> str:
     return record.state
 
 
+@task(name="alone", cache_policy=NO_CACHE, retry_condition_fn=is_io_error, persist_result=False)
+def run_attack_alone(root: Path, name: str, scheme: str, attack: AttackDrop) -> str:
+    """Attacks what a scheme made of one drop alone; returns the verdicts in words.
+
+    Args:
+        root: The project's folder.
+        name: The drop.
+        scheme: The scheme's name in `params.yaml`.
+        attack: What does it.
+    """
+    words = attack(root, name, scheme)
+    get_run_logger().info("%s by %s, attacked alone: %s", name, scheme, words)
+    return words
+
+
 @task(name="commit", cache_policy=NO_CACHE, retry_condition_fn=is_io_error, persist_result=False)
 def run_commit(root: Path, message: str, policy: DropPolicy) -> bool:
     """Commits what git keeps of the drops; returns whether there was anything.
@@ -511,16 +566,16 @@ def run_push(root: Path, targets: Sequence[str]) -> bool:
 
 
 @task(name="journal", cache_policy=NO_CACHE, retry_condition_fn=is_io_error, persist_result=False)
-def run_journal(root: Path, names: Sequence[str], schemes: Sequence[str]) -> None:
+def run_journal(root: Path, verdicts: Mapping[str, Sequence[str]], schemes: Sequence[str]) -> None:
     """Writes that these drops are protected.
 
     Args:
         root: The project's folder.
-        names: The drops.
+        verdicts: The drops, each with what attacks on it alone came to.
         schemes: By which schemes.
     """
-    for name in names:
-        protected(root, name, schemes)
+    for name, alone in verdicts.items():
+        protected(root, name, schemes, alone)
 
 
 # --------------------------------------------------------------------------------- Prefect's side

@@ -121,15 +121,28 @@ def retry(root: Path, name: str, by: str = "") -> DropRecord:
     return _decided(root, DropEvent(event="retried", drop=name, at=now(), by=by))
 
 
-def protected(root: Path, name: str, schemes: Sequence[str]) -> DropRecord:
-    """It went through the pipeline: these schemes have protected it; the same twice is one line."""
+def protected(
+    root: Path, name: str, schemes: Sequence[str], verdicts: Sequence[str] = ()
+) -> DropRecord:
+    """It went through the pipeline: these schemes have protected it; the same twice is one line.
+
+    Args:
+        root: The project's folder.
+        name: The drop.
+        schemes: By which schemes.
+        verdicts: What attacks on it alone came to, for the record.
+    """
     record = find_drop(root, name)
     if record.state == "protected" and record.schemes == tuple(schemes):
         return record
     if record.state not in ("accepted", "protected"):
         raise SettingsError(f"The drop {name!r} is {record.state}, so it is not to be protected.")
-    event = DropEvent(event="protected", drop=name, at=now(), schemes=tuple(schemes))
-    return _decided(root, event)
+    return _decided(
+        root,
+        DropEvent(
+            event="protected", drop=name, at=now(), schemes=tuple(schemes), reasons=tuple(verdicts)
+        ),
+    )  # fmt: skip
 
 
 def remove(

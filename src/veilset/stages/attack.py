@@ -8,7 +8,7 @@ from pydantic import Field
 
 from veilset.attacks.base import AttackResult, Effort, Progress
 from veilset.attacks.case import Released, load_case
-from veilset.attacks.suite import run_suite
+from veilset.attacks.suite import SuiteResult, run_suite
 from veilset.console import progress, say
 from veilset.params import Params
 from veilset.settings import PARAMS_FILE, load_drops, load_settings
@@ -33,34 +33,54 @@ class CommonAttackParams(Params):
 
 def run(root: Path, scheme_name: str) -> None:
     """Writes `data/attacks/<scheme>/`: `results.json`, `scores.parquet`, `examples.npz`."""
+    project = Project(root)
+    with show_progress(scheme_name) as report:
+        suite = attacked(root, scheme_name, released_drops(project, scheme_name), report)
+    suite.write(project.attacks(scheme_name))
+    say(table(suite.results))
+
+
+def attacked(
+    root: Path, scheme_name: str, released: Sequence[Released], progress: Progress | None = None
+) -> SuiteResult:
+    """Runs all attacks of the settings on what a scheme released of some drops.
+
+    Args:
+        root: The project's folder.
+        scheme_name: The scheme's name in `params.yaml`.
+        released: The drops, which the attacker has together.
+        progress: Called while it works, or None.
+    """
     project, settings = Project(root), load_settings(root)
     common = CommonAttackParams.parse(
         block(settings.attack, COMMON), f"{PARAMS_FILE}: attack.{COMMON}"
     )
     case = load_case(
-        released_drops(project, scheme_name), fitted_scheme(project, settings, scheme_name),
+        released, fitted_scheme(project, settings, scheme_name),
         seed=common.seed, effort=common.effort, device=common.device,
     )  # fmt: skip
     chosen = {name: block(settings.attack, name) for name in settings.attacks}
-    with show_progress(scheme_name) as report:
-        suite = run_suite(
-            case, chosen, dataset=settings.data.name, scheme_name=scheme_name, progress=report
-        )
-    suite.write(project.attacks(scheme_name))
-    say(table(suite.results))
+    return run_suite(
+        case, chosen, dataset=settings.data.name, scheme_name=scheme_name, progress=progress
+    )
 
 
 def released_drops(project: Project, scheme_name: str) -> list[Released]:
     """Where each drop lies that a scheme released something of."""
     return [
-        Released(
-            project.ingested(drop),
-            project.protected(scheme_name, drop),
-            project.provenance(scheme_name, drop),
-        )
+        released_drop(project, scheme_name, drop)
         for drop in load_drops(project.root).names
         if existing([project.protected(scheme_name, drop)])
     ]
+
+
+def released_drop(project: Project, scheme_name: str, drop: str) -> Released:
+    """Where one drop lies, as it was, as a scheme released it, and how they belong together."""
+    return Released(
+        project.ingested(drop),
+        project.protected(scheme_name, drop),
+        project.provenance(scheme_name, drop),
+    )
 
 
 @contextmanager
