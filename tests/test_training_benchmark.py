@@ -153,6 +153,7 @@ def test_a_gpu_is_asked_for_where_there_is_none(
         assert "no CUDA" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_quick_run_writes_finite_ratios(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -320,3 +320,14 @@ def test_remotes_that_cannot_be_used_are_told_in_a_sentence(
         put_release(open_remote(project.root, "blocked"), release, "digits-x-0")
     with pytest.raises(ReleaseError, match="cannot be used"):
         put_release(open_remote(project.root, "none"), release, "digits-x-0")
+
+
+def test_remotes_are_known_however_long_their_places_are(tmp_path: Path) -> None:
+    root = tmp_path / ("a place with a long name, " * 6) / "project"
+    root.mkdir(parents=True)
+    project = Project(root)
+    project.dvc("init", "-q", "--no-scm")
+    assert remote_names(root) == ()
+    for name in ("private", "far.away"):
+        assert project.dvc("remote", "add", "-d", "-f", name, f"remotes/{name}").returncode == 0
+    assert remote_names(root) == ("private", "far.away")

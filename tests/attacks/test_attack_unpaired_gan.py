@@ -111,6 +111,7 @@ def test_the_flips_of_a_fixed_key_are_found_and_not_only_looked_through() -> Non
     assert relied_on("matched", UnpairedGan(SHORT), case) > 0.95
 
 
+@pytest.mark.slow
 def test_the_training_sharpens_what_is_blurred_without_any_pair() -> None:
     scheme = make_scheme("gaussian_blur", {"sigma_px": 1.5}, "test")
     case = digit_case(scheme, targets=150, auxiliary=300)

@@ -297,6 +297,7 @@ def test_doctor_says_what_is_wrong(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not DATASETS.is_dir(), reason="shared/datasets is not beside the repository")
+@pytest.mark.slow
 def test_trashnet_through_both_schemes(run: Run, tmp_path: Path) -> None:
     for scheme, splits in (
         ("visualmixer", {"train", "validation", "test"}),

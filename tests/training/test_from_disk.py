@@ -275,6 +275,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     rng, count = np.random.default_rng(0), 3584
     images = rng.integers(0, 256, (count, 128, 128, 3), dtype=np.uint8)  # 168 MiB

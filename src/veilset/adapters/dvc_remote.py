@@ -13,6 +13,7 @@ folders, so that any `dvc push` there fails before it writes. A bucket has no fo
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ SHARED: Final = "shared"
 LIST: Final = "releases.dsse.json"
 
 _RELEASES: Final = "releases"
+_REMOTE_URL: Final = re.compile(r"remote\.(?P<name>.+?)\.url=")
 _SEALED: Final = ("files", "runs")
 _SEAL: Final = (
     b"Releases alone are put here, by `veilset release`. This file stands where DVC would write,\n"
@@ -71,8 +73,10 @@ class Remote:
 
 def remote_names(root: Path) -> tuple[str, ...]:
     """The remotes that the project's DVC knows."""
-    lines = dvc_text(root, "remote", "list").splitlines()
-    return tuple(line.split()[0] for line in lines if line.strip())
+    # `dvc remote list` breaks long lines, so that a word of one would look like a remote.
+    lines = dvc_text(root, "config", "--list").splitlines()
+    found = (_REMOTE_URL.match(line) for line in lines)
+    return tuple(dict.fromkeys(one["name"] for one in found if one))
 
 
 def open_remote(root: Path, name: str) -> Remote:
