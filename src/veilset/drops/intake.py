@@ -30,7 +30,14 @@ from veilset.data.sources.table import TableSource
 from veilset.drops.listing import list_drop
 from veilset.drops.record import DropEvent, DropRecord, enter, find_drop, now, read_drops
 from veilset.errors import BusyError, CorruptError, SettingsError, SourceError
-from veilset.files import json_text, locked, require_space, staged_folder, write_json
+from veilset.files import (
+    json_text,
+    leftovers,
+    locked,
+    require_space,
+    staged_folder,
+    write_json,
+)  # fmt: skip
 from veilset.keys import Key, derive_key
 from veilset.settings import load_drops
 
@@ -350,7 +357,7 @@ def _copied(
 def _drop_staging(folder: Path) -> None:
     """What was copied for nothing holds images, so it does not stay."""
     with suppress(BusyError):
-        shutil.rmtree(folder.parent / f".{folder.name}.partial", ignore_errors=True)
+        shutil.rmtree(leftovers(folder)[0], ignore_errors=True)
 
 
 def _same(root: Path, digest: str, records: Mapping[str, DropRecord]) -> Path | None:
