@@ -4,7 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -51,6 +51,9 @@ def test_larger_networks_sort(n: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 80), st.integers(1, 70), st.integers(0, 2**32), st.booleans())
+@example(64, 200, 0, False)  # most are turned a square at a time, as no uneven n or few rows are
+@example(16, 200, 1, True)
+@example(512, 100, 2, False)
 def test_sorting_equals_numpy_and_finds_every_tie(
     n: int, count: int, seed: int, coarse: bool
 ) -> None:
@@ -139,17 +142,30 @@ def assert_uniform(observed: np.ndarray, degrees: int) -> None:
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.sampled_from([1, 3]),
+    st.sampled_from([0.7, 1]),
+    st.sampled_from(["u2", "i4"]),
     st.integers(0, 2**32),
 )
+# Whole regions of 2-px blocks in colour are moved as vectors.
+@example((2, 2), (8, 8), (2, 2), 3, 1, "u2", 0)
+@example((2, 3), (3, 16), (2, 2), 3, 0.7, "i4", 1)
+@example((2, 1), (2, 8), (2, 2), 1, 1, "u2", 2)
+@example((1, 2), (3, 12), (2, 2), 3, 1, "u2", 3)
 def test_blocks_move_as_in_plain_python(
-    grid: tuple[int, int], cuts: tuple[int, int], block: tuple[int, int], channels: int, seed: int
+    grid: tuple[int, int],
+    cuts: tuple[int, int],
+    block: tuple[int, int],
+    channels: int,
+    share: float,
+    kind: str,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     high, wide = (grid[i] * cuts[i] * block[i] for i in (0, 1))
     images = rng.integers(0, 256, (2, high + 3, wide + 2, channels), dtype=np.uint8)
     regions, n = grid[0] * grid[1], cuts[0] * cuts[1]
-    groups = np.flatnonzero(rng.random(2 * regions * channels) < 0.7)
-    order = np.stack([rng.permutation(n) for _ in groups] or [np.zeros(n)]).astype(np.int32)
+    groups = np.flatnonzero(rng.random(2 * regions * channels) < share)
+    order = np.stack([rng.permutation(n) for _ in groups] or [np.zeros(n)]).astype(kind)
     out, expected = images.copy(), images.copy()
     move_blocks(images, out, (2, 1), grid, cuts, block, groups, order, False)
     for group, places in zip(groups.tolist(), order, strict=False):

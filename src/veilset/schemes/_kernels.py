@@ -10,18 +10,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
 
 from veilset.compiled import compiled
+from veilset.schemes._intrinsics import ACROSS, SQUARE, fetch, from_lanes, join, split, to_lanes
 from veilset.types import BoolArray, IntArray
 
 Bytes = npt.NDArray[np.uint8]
 Order = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
-_LANES: Final = 32
-"""Permutations that are sorted side by side: two to four vector registers, in the cache."""
+_LANES: Final = 48
+"""Permutations that are sorted side by side: three to six vector registers, in the cache."""
 
 _QUAD: Final = 6**4
 
@@ -54,6 +52,58 @@ def network(n: int) -> npt.NDArray[np.int32]:
 
 
 @compiled
+def _to_lanes(
+    words: npt.NDArray[np.uint32],
+    rows: IntArray,
+    mask: np.uint32,
+    keys: npt.NDArray[np.uint32],
+    starts: npt.NDArray[np.uint64],
+) -> None:
+    """Fills a column of keys with each of these rows, the lowest bits being the index.
+
+    Args:
+        words: uint32 (R, n).
+        rows: The rows to use, at most as many as there are lanes.
+        mask: The lowest bits.
+        keys: Filled, uint32 (n, lanes).
+        starts: Room for the place where each row begins, uint64 (lanes,).
+    """
+    n, lanes = keys.shape
+    flat, out = words.reshape(-1), keys.reshape(-1)
+    for lane in range(len(rows)):
+        starts[lane] = rows[lane] * n
+    if len(rows) == lanes and n % SQUARE == 0:
+        for i in range(0, n, SQUARE):
+            for lane in range(0, lanes, SQUARE):
+                place = np.uint64(i * lanes + lane)
+                to_lanes(flat, starts, np.uint64(lane), np.uint64(i), out, place, np.uint64(lanes))
+    else:
+        for lane in range(len(rows)):
+            for i in range(n):
+                keys[np.uint64(i), np.uint64(lane)] = flat[starts[lane] + np.uint64(i)]
+    for i in range(n):
+        line = keys[np.uint64(i)]
+        for lane in range(lanes):
+            line[lane] = (line[lane] & ~mask) | np.uint32(i)
+
+
+@compiled
+def _from_lanes(keys: npt.NDArray[np.uint32], mask: np.uint32, order: Order) -> None:
+    """Fills each of these rows, uint16 (at most lanes, n), with the indices of a column of keys."""
+    n, lanes = keys.shape
+    flat, out = keys.reshape(-1), order.reshape(-1)
+    if len(order) == lanes and n % SQUARE == 0:
+        for i in range(0, n, SQUARE):
+            for lane in range(0, lanes, SQUARE):
+                start, place = np.uint64(lane * n + i), np.uint64(i * lanes + lane)
+                from_lanes(flat, place, np.uint64(lanes), mask, out, start, np.uint64(n))
+    else:
+        for lane in range(len(order)):
+            for i in range(n):
+                order[lane, i] = keys[np.uint64(i), np.uint64(lane)] & mask
+
+
+@compiled
 def sort_keys(
     words: npt.NDArray[np.uint32],
     rows: IntArray,
@@ -78,47 +128,24 @@ def sort_keys(
         low_bits += 1
     mask, shift = np.uint32((1 << low_bits) - 1), np.uint32(low_bits)
     # One lane a column: each comparator is then a minimum and a maximum of whole vectors.
-    keys = np.empty((n, _LANES), np.uint32)
+    keys, ties = np.zeros((n, _LANES), np.uint32), np.empty(_LANES, np.uint32)
+    starts = np.empty(_LANES, np.uint64)
     for low in range(0, len(rows), _LANES):
-        count = min(_LANES, len(rows) - low)
-        for lane in range(count):
-            row = words[rows[low + lane]]
-            for i in range(n):
-                keys[np.uint64(i), np.uint64(lane)] = (row[i] & ~mask) | np.uint32(i)
+        stop = min(low + _LANES, len(rows))
+        _to_lanes(words, rows[low:stop], mask, keys, starts)
         for k in range(len(pairs)):
             upper, lower = keys[np.uint64(pairs[k, 0])], keys[np.uint64(pairs[k, 1])]
             for lane in range(_LANES):
                 one, two = upper[lane], lower[lane]
                 upper[lane], lower[lane] = min(one, two), max(one, two)
-        for lane in range(count):
-            tie, before = False, ~keys[0, lane]
-            for i in range(n):
-                now = keys[np.uint64(i), np.uint64(lane)]
-                order[low + lane, i] = now & mask
-                tie |= ((now ^ before) >> shift) == 0
-                before = now
-            tied[low + lane] = tie
-
-
-def _fetching(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
-    """For Numba: the types of `_fetch`, and what writes its instruction."""
-    del typing
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        takes = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], takes)
-        # For reading, into the nearest cache, as data.
-        builder.call(prefetch, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(values, index), generate
-
-
-_fetch: Final[Any] = intrinsic(_fetching)
-"""`_fetch(values, index)` tells the processor that a value will be read soon; changes nothing."""
+        ties[:] = 0
+        for i in range(1, n):
+            before, now = keys[np.uint64(i - 1)], keys[np.uint64(i)]
+            for lane in range(_LANES):
+                ties[lane] |= np.uint32((now[lane] ^ before[lane]) >> shift == 0)
+        for lane in range(stop - low):
+            tied[low + lane] = ties[lane] != 0
+        _from_lanes(keys, mask, order[low:stop])
 
 
 @compiled
@@ -143,9 +170,89 @@ def _fetch_region(
 ) -> None:
     """Tells the processor that both ends of so many rows will be used soon."""
     for _ in range(rows):
-        _fetch(flat, start)
-        _fetch(flat, start + span)
+        fetch(flat, start)
+        fetch(flat, start + span)
         start += down
+
+
+@compiled
+def _move_region(  # noqa: PLR0917
+    flat: Bytes,
+    out: Bytes,
+    base: np.uint64,
+    down: np.uint64,
+    cuts: tuple[int, int],
+    tables: npt.NDArray[np.uint32],
+    order: Order,
+    undo: bool,
+) -> None:
+    """Moves the blocks of 2 by 2 pixels of a region of a colour image, in all its channels.
+
+    Args:
+        flat: The images, uint8.
+        out: Where they go, of the same length.
+        base: Where the region begins.
+        down: Values from one line to the next.
+        cuts: Blocks down and across, a multiple of `ACROSS`.
+        tables: Room for the blocks of the three channels before and after, uint32 (2, 3 * blocks).
+        order: Of each channel, (3, blocks).
+        undo: As in `move_blocks`.
+    """
+    before, after = tables[0], tables[1]
+    n, step, across = np.uint64(cuts[0] * cuts[1]), np.uint64(ACROSS), np.uint64(2 * 3 * ACROSS)
+    first, pieces = np.uint64(0), cuts[1] // ACROSS
+    for line in range(cuts[0]):
+        at = base + np.uint64(2 * line) * down
+        for _ in range(pieces):
+            split(flat, at, at + down, before, first, n)
+            at, first = at + across, first + step
+    for c in range(3):
+        first, drawn = np.uint64(c) * n, order[c]
+        if undo:
+            for k in range(n):
+                after[first + np.uint64(drawn[k])] = before[first + k]
+        else:
+            for k in range(n):
+                after[first + k] = before[first + np.uint64(drawn[k])]
+    first = np.uint64(0)
+    for line in range(cuts[0]):
+        at = base + np.uint64(2 * line) * down
+        for _ in range(pieces):
+            join(after, first, n, out, at, at + down)
+            at, first = at + across, first + step
+
+
+@compiled
+def _is_whole(groups: IntArray) -> bool:
+    """Whether these ascending groups of colour images are the three channels of a region."""
+    return len(groups) == 3 and groups[0] % 3 == 0 and groups[2] == groups[0] + 2
+
+
+@compiled
+def _move_group(  # noqa: PLR0917
+    flat: Bytes,
+    out: Bytes,
+    base: np.uint64,
+    right: np.uint64,
+    down: np.uint64,
+    block: tuple[int, int],
+    to: npt.NDArray[np.uint64],
+    by: npt.NDArray[np.uint64],
+) -> None:
+    """Moves the blocks of a region in one channel: from `base + by[k]` to `base + to[k]`."""
+    if block == (2, 2):  # twice as fast as the loop below
+        for k in range(len(to)):
+            here, there = base + to[k], base + by[k]
+            out[here] = flat[there]
+            out[here + right] = flat[there + right]
+            out[here + down] = flat[there + down]
+            out[here + down + right] = flat[there + down + right]
+        return
+    for y in range(block[0]):
+        for x in range(block[1]):
+            start = base + np.uint64(y) * down + np.uint64(x) * right
+            for k in range(len(to)):  # the longest loop innermost
+                out[start + to[k]] = flat[start + by[k]]
 
 
 @compiled
@@ -184,7 +291,9 @@ def move_blocks(  # noqa: PLR0917
         first[k] = ((k // cuts[1]) * high * width + (k % cuts[1]) * wide) * channels
     to, by = (drawn, first) if undo else (first, drawn)
     span = np.uint64(sides[1] * channels - 1)
-    fetched = np.int64(-1)
+    fits = block == (2, 2) and channels == 3 and cuts[1] % ACROSS == 0
+    tables = np.empty((2, 3 * n if fits else 0), np.uint32)
+    fetched, moved = np.int64(-1), 0
     for m in range(len(groups)):
         # A region is a few bytes out of each of many rows, which no processor foresees.
         if m + channels < len(groups) and groups[m + channels] // channels != fetched:
@@ -192,23 +301,16 @@ def move_blocks(  # noqa: PLR0917
             soon = _corner(fetched, corner, grid, sides, source.shape)
             _fetch_region(flat, soon, span, down, sides[0])
             _fetch_region(out, soon, span, down, sides[0])
+        if m < moved:
+            continue
         base = _corner(groups[m] // channels, corner, grid, sides, source.shape)
-        base += np.uint64(groups[m] % channels)
+        if fits and _is_whole(groups[m : m + 3]):
+            moved = m + 3
+            _move_region(flat, out, base, down, cuts, tables, order[m:moved], undo)
+            continue
         for k in range(n):
             drawn[k] = first[np.uint64(order[m, k])]
-        if high == 2 and wide == 2:  # the published size: twice as fast as the loop below
-            for k in range(n):
-                here, there = base + to[k], base + by[k]
-                out[here] = flat[there]
-                out[here + right] = flat[there + right]
-                out[here + down] = flat[there + down]
-                out[here + down + right] = flat[there + down + right]
-            continue
-        for y in range(high):
-            for x in range(wide):
-                start = base + np.uint64((y * width + x) * channels)
-                for k in range(n):  # the longest loop innermost
-                    out[start + to[k]] = flat[start + by[k]]
+        _move_group(flat, out, base + np.uint64(groups[m] % channels), right, down, block, to, by)
 
 
 def _quads(undo: bool) -> npt.NDArray[np.uint32]:
@@ -319,7 +421,7 @@ def copy_blocks(  # noqa: PLR0917
             row, column = block[k + _AHEAD] // columns, block[k + _AHEAD] % columns
             soon = np.uint64(by[k + _AHEAD] * height + tops[row]) * line + np.uint64(lefts[column])
             for _ in range(tops[row], tops[row + 1]):
-                _fetch(flat, soon)
+                fetch(flat, soon)
                 soon += line
         row, column = block[k] // columns, block[k] % columns
         left, width = np.uint64(lefts[column]), np.uint64(lefts[column + 1] - lefts[column])
@@ -336,3 +438,20 @@ def copy_blocks(  # noqa: PLR0917
                 out[here + x] = flat[there + x]
             here, there = here + line, there + line
     out[filled * size : len(base) * size] = fill[filled * size : len(base) * size]
+
+
+@compiled
+def number_blocks(
+    prefixes: npt.NDArray[np.uint64], numbers: npt.NDArray[np.uint64], blocks: npt.NDArray[Any]
+) -> None:
+    """Writes what a block cipher turns into a keystream: each prefix with each number.
+
+    Args:
+        prefixes: uint64 (N or more, 2); the bits that number a block are zero.
+        numbers: uint64 (K,).
+        blocks: Filled, uint64 (N, K, 2).
+    """
+    for i in range(len(blocks)):
+        first, second = prefixes[i, 0], prefixes[i, 1]
+        for j in range(len(numbers)):
+            blocks[i, j, 0], blocks[i, j, 1] = first, second | numbers[j]

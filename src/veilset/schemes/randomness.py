@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from veilset.keys import Key
+from veilset.schemes._kernels import number_blocks
 from veilset.types import BoolArray, Ids, IntArray
 
 Words = npt.NDArray[np.uint64]
@@ -226,15 +227,18 @@ class Stream:
         """AES of prefix and big-endian block number, uint8 (N, count * 16)."""
         total = len(prefixes)
         out = np.empty(total * count * _BLOCK + _BLOCK - 1, dtype=np.uint8)
-        numbers = np.arange(first, first + count, dtype=np.uint64).astype(">u4").view(np.uint32)
+        # A block's bytes are three quarters of prefix and one of number: written as two halves.
+        halves = np.zeros((total, 4), dtype=np.uint32)
+        halves[:, :3] = prefixes
+        numbers = np.zeros((count, 2), dtype=np.uint32)
+        counted = np.arange(first, first + count, dtype=np.uint64)
+        numbers[:, 1] = counted.astype(">u4").view(np.uint32)
         encryptor = Cipher(algorithms.AES256(self._block_key), modes.ECB()).encryptor()  # noqa: S305
         step = max(1, _LANE_BYTES // max(1, count * _BLOCK))  # counters stay in the cache
-        lane = np.empty((min(step, total), count, 4), dtype=np.uint32)
-        lane[:, :, 3] = numbers
+        lane = np.empty((min(step, total), count, 2), dtype=np.uint64)
         for low in range(0, total if count else 0, step):
             part = lane[: min(step, total - low)]
-            for column in range(3):  # far faster than one assignment with an inner axis of 3
-                part[:, :, column] = prefixes[low : low + len(part), column, None]
+            number_blocks(halves.view(np.uint64)[low:], numbers.view(np.uint64)[:, 0], part)
             encryptor.update_into(part.data.cast("B"), out.data[low * count * _BLOCK :])
         return out[: total * count * _BLOCK].reshape(total, count * _BLOCK)
 
