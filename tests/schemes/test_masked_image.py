@@ -181,6 +181,31 @@ def test_an_image_that_needs_many_further_bits_gets_them() -> None:
     assert (made[0] == made[1]).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 1.0])
+def test_noise_is_the_draws_however_many_are_undecided(share: float) -> None:
+    # Buckets may be called undecided at will: the number that both parts make stays the same.
+    rng = np.random.default_rng(0)
+    made = law.ByteLaws.of([law.laplace_law(Fraction(eps)) for eps in ("0.5", "8", "30")])
+    tables = np.where(rng.random(made.tables.shape) < share, 254, made.tables).astype(np.uint8)
+    laws = law.ByteLaws(tables, made.starts, undecided=float((tables == 254).mean()))
+    stream, (_, _, ids) = MaskedImage().stream(KEY), some_images(3)
+    images = rng.integers(0, 256, (3, 19, 21, 3), dtype=np.uint8)
+    levels = rng.integers(0, 3, (3, 3, 3), dtype=np.uint8)
+    out = np.empty_like(images)
+    laws.add_noise(images, levels, (3, 8, 8), stream, ids, "t", out)
+    for n in range(3):
+        lanes = iter(stream.bits(ids[n : n + 1], "t", 2 * images[n].size).view("<u2")[0].tolist())
+        words = iter(stream.words(ids[n : n + 1], "t/more", images[n].size)[0].tolist())
+        for y, x, c in np.ndindex(images.shape[1:]):
+            lane, level = next(lanes), levels[n, y // 8, x // 8]
+            symbol = int(tables[level, lane >> 1])
+            if symbol == 254:
+                number = (lane >> 1 << 48) + (next(words) >> 16)
+                symbol = int(np.searchsorted(made.starts[level], number, side="right")) - 1
+            expected = int(images[n, y, x, c]) + (-symbol if lane & 1 else symbol)
+            assert out[n, y, x, c] == min(max(expected, 0), 255)
+
+
 # ------------------------------------------------------------------------------ the edge map
 
 

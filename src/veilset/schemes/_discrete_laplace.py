@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veilset.compiled import compiled
+from veilset.schemes._intrinsics import trailing_zeros
 from veilset.schemes.randomness import Stream
 from veilset.types import Ids, IntArray
 
@@ -310,9 +311,15 @@ def _further(stream: Stream, ids: Ids, purpose: str, count: int) -> IntArray:
 
 
 @compiled
-def _symbol(starts: IntArray, law: int, first: int, further: int) -> np.uint64:
+def _symbol(tables: Bytes, starts: IntArray, law: int, first: int, further: int) -> np.uint64:
     """The symbol of a 63-bit number: how many of the starts after the first are at most it."""
     drawn = (np.int64(first) << _MORE_BITS) | further
+    before = tables[law, first - 1] if first else np.uint8(0)
+    if before != _UNDECIDED:  # nearly always it is the symbol of the bucket before, or the next
+        symbol = np.uint64(before)
+        while symbol < np.uint64(255) and starts[law, symbol + np.uint64(1)] <= drawn:
+            symbol += np.uint64(1)
+        return symbol
     symbol, step = np.uint64(0), np.uint64(128)
     while step:
         symbol += step * np.uint64(starts[law, symbol + step] <= drawn)
@@ -334,7 +341,7 @@ def _draw_symbols(
             symbol = tables[i % laws, first]
             if symbol == _UNDECIDED:
                 if needed < room:
-                    symbol = np.uint8(_symbol(starts, i % laws, first, more[n, needed]))
+                    symbol = np.uint8(_symbol(tables, starts, i % laws, first, more[n, needed]))
                 needed += 1
             out[rows[n], i] = symbol
         used[n] = needed
@@ -342,7 +349,7 @@ def _draw_symbols(
 
 
 @compiled
-def _add_noise(  # noqa: C901, PLR0917
+def _add_noise(  # noqa: PLR0917
     rows: IntArray, values: Bytes, lanes: npt.NDArray[np.uint16], levels: Bytes,
     cell: tuple[int, int], tables: Bytes, starts: IntArray, more: IntArray, out: Bytes,
 ) -> IntArray:  # fmt: skip
@@ -352,6 +359,7 @@ def _add_noise(  # noqa: C901, PLR0917
     used = np.zeros(len(rows), dtype=np.int64)
     eights = np.zeros((width + 7) // 8, dtype=np.uint64)
     sizes = eights.view(np.uint8)
+    cells = np.arange(width) // across
     # Flat arrays and unsigned indices: slices count references, and signed indices are tested.
     flat_values, flat_out = values.reshape(-1), out.reshape(-1)
     flat_lanes, flat_tables = lanes.reshape(-1), tables.reshape(-1)
@@ -365,17 +373,20 @@ def _add_noise(  # noqa: C901, PLR0917
                 for i in range(np.uint64(x * across), np.uint64(min(x * across + across, width))):
                     draw = np.uint64(flat_lanes[lane + i])
                     sizes[i] = flat_tables[table + (draw >> np.uint64(1))]
-            # Eight sizes at once: whether a byte of the word is zero, which is an undecided one.
+            # Eight sizes at once: where a byte of the word is zero, which is an undecided one.
             for run in range(len(eights)):
                 zero = eights[run] ^ np.uint64(_UNDECIDED * _ONES)
-                if (zero - np.uint64(_ONES)) & ~zero & np.uint64(0x80 * _ONES):
-                    for i in range(8 * run, 8 * run + 8):
-                        if sizes[i] == _UNDECIDED:
-                            if needed < room:
-                                law = levels[rows[n], y // down, i // across]
-                                first = flat_lanes[lane + np.uint64(i)] >> np.uint16(1)
-                                sizes[i] = _symbol(starts, law, first, more[n, needed])
-                            needed += 1
+                found = (zero - np.uint64(_ONES)) & ~zero & np.uint64(0x80 * _ONES)
+                while found:
+                    i = np.uint64(8 * run) + (trailing_zeros(found) >> np.uint64(3))
+                    if needed < room:
+                        law = levels[rows[n], y // down, cells[i]]
+                        first = flat_lanes[lane + i] >> np.uint16(1)
+                        sizes[i] = _symbol(tables, starts, law, first, more[n, needed])
+                    needed += 1
+                    # Only the lowest is sure: a zero below may borrow from the byte above it.
+                    zero |= np.uint64(0xFF) << (trailing_zeros(found) - np.uint64(7))
+                    found = (zero - np.uint64(_ONES)) & ~zero & np.uint64(0x80 * _ONES)
             # Bytes throughout, so that it runs on whole vector registers.
             for i in range(np.uint64(width)):
                 size, value = sizes[i], flat_values[here + i]

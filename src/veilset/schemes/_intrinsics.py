@@ -43,6 +43,21 @@ fetch: Final[Any] = intrinsic(_fetching)
 """`fetch(values, index)` tells the processor that a value will be read soon; changes nothing."""
 
 
+def _counting(typing: Any, word: Any) -> tuple[Any, Any]:
+    """For Numba: the types of `trailing_zeros`, and what writes its instruction."""
+    del typing
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.uint64(word), generate
+
+
+trailing_zeros: Final[Any] = intrinsic(_counting)
+"""`trailing_zeros(word)` is the place of the lowest bit that is set, of a uint64 that has one."""
+
+
 def _splitting(
     typing: Any, flat: Any, upper: Any, lower: Any, table: Any, first: Any, apart: Any
 ) -> tuple[Any, Any]:
