@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from veilset.data.shards import ImageSet, write_set
 from veilset.errors import ProtectionError, SettingsError
 from veilset.keys import Key
 from veilset.metrics.vfe import vfe_released, vfe_valid
-from veilset.schemes._kernels import mix_channels, words_for
+from veilset.schemes._kernels import mix_channels, network, sort_keys, words_for
 from veilset.schemes.base import ArrayPool
 from veilset.schemes.fitted import Lessons
 from veilset.schemes.pixel_block_mixing import PixelBlockMixingParams, _copy
@@ -207,8 +208,45 @@ def threads(px: int, count: int) -> Case:
     )  # fmt: skip
 
 
+def two_cores() -> Case:
+    """What this machine's cores give to two threads that share nothing: the others' ceiling."""
+    words = np.random.default_rng(0).integers(0, 1 << 32, (96, 64), dtype=np.uint32)
+    rows, pairs = np.arange(96), network(64)
+
+    def sort(times: int) -> None:
+        order, tied = np.empty((96, 64), np.uint16), np.empty(96, np.bool_)
+        for _ in range(times):
+            sort_keys(words, rows, pairs, order, tied)
+
+    def run(count_of_threads: int) -> None:
+        with ThreadPoolExecutor(count_of_threads) as pool:
+            list(pool.map(sort, [4_000] * 4))
+
+    return Case(
+        "sorting in the cache, 2 threads", "6 KiB", lambda: run(2), lambda: run(1), "1 thread",
+        16_000 * 96, faster=True, wall=True,
+    )  # fmt: skip
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """This thread, and those that it starts, on one core, where the system can say so."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def workers(px: int, count: int, folder: Path) -> Case:
-    """A whole set protected with two workers, beside one: start-up, hashing and disk included."""
+    """A whole set protected with two workers, beside one on one core; hashing and disk included.
+
+    One worker that may use two cores hashes on the second what it writes from the first.
+    """
     images, labels, ids = some_images(count, px)
     write_set(
         folder / "in", kind="ingested", dataset="random", classes=tuple("abcdefghij"),
@@ -224,8 +262,12 @@ def workers(px: int, count: int, folder: Path) -> Case:
             workers=count_of_workers, shard_bytes=shard,
         )  # fmt: skip
 
+    def alone() -> None:
+        with on_one_core():
+            run(1)
+
     return Case(
-        "protect_set with 2 workers", f"{px} px", lambda: run(2), lambda: run(1), "1 worker",
+        "protect_set with 2 workers", f"{px} px", lambda: run(2), alone, "1 worker, core",
         count, faster=True, goal=1.7, wall=True,
     )  # fmt: skip
 
@@ -250,6 +292,7 @@ def main() -> None:
     for px, count in sizes.items():
         for device in devices:
             results += [measured(case, worker_rounds) for case in learnt_cases(px, count, device)]
+    results.append(measured(two_cores(), worker_rounds))
     for px, count in sizes.items():
         results.append(measured(threads(px, 8 * count), worker_rounds))
     # TMPDIR on a memory disk leaves the disk out of it.

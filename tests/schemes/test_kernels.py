@@ -230,6 +230,19 @@ def test_blocks_are_copied_as_slices_are(unit: str, filled: bool) -> None:
     assert (target == expected).all()
 
 
+def test_blocks_of_the_published_shares_are_copied_as_slices_are() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 200, (40, 32, 24)).astype("u4")
+    to, block = np.nonzero(rng.random((40, 16)) < 0.5)
+    by, target = rng.integers(0, 40, len(to)), np.zeros_like(base)
+    copy_blocks(base, target, np.array([0, 16, 32]), np.arange(0, 25, 3), block, to, by, base)
+    expected = base.copy()
+    for b, t, s in zip(block, to, by, strict=True):
+        place = np.s_[16 * (b // 8) : 16 * (b // 8) + 16, 3 * (b % 8) : 3 * (b % 8) + 3]
+        expected[t][place] = base[s][place]
+    assert (target == expected).all()
+
+
 def test_images_are_filled_in_before_their_blocks_however_many_there_are() -> None:
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (3000, 16, 16), dtype=np.uint8)
