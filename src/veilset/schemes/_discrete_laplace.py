@@ -315,8 +315,9 @@ def _symbol(tables: Bytes, starts: IntArray, law: int, first: int, further: int)
     """The symbol of a 63-bit number: how many of the starts after the first are at most it."""
     drawn = (np.int64(first) << _MORE_BITS) | further
     before = tables[law, first - 1] if first else np.uint8(0)
-    if before != _UNDECIDED:  # nearly always it is the symbol of the bucket before, or the next
+    if before < _UNDECIDED:  # nearly always it is the symbol of the bucket before, or the next
         symbol = np.uint64(before)
+        symbol += np.uint64(starts[law, symbol + np.uint64(1)] <= drawn)  # nobody can foresee it
         while symbol < np.uint64(255) and starts[law, symbol + np.uint64(1)] <= drawn:
             symbol += np.uint64(1)
         return symbol
