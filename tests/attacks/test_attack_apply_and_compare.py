@@ -1,5 +1,6 @@
 """Applying the protection and comparing: certain without a key, chance where nothing is shared."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,20 @@ def test_what_two_versions_under_two_keys_share_links_them(
     assert result.value >= least
     assert "another key" in result.variant
     assert result.details["repeats"] == 0.0
+
+
+@pytest.mark.parametrize("name, values", [("pixelate", {"block_px": 4}), ("visualmixer", {})])
+def test_originals_let_through_under_a_schemes_name_are_all_found(
+    name: str, values: dict[str, Any]
+) -> None:
+    case = digit_case(make_scheme(name, values, "test"), targets=120, auxiliary=60)
+    bare = replace(case, release=replace(case.release, images=case.truth.originals))
+    result = ApplyAndCompare().run(bare)
+    assert result.value == pytest.approx(1.0)
+    assert result.details["unprotected"] == 1.0
+    assert result.control.low <= result.chance <= result.control.high
+    # A few dark digits are a mean of themselves.
+    assert ApplyAndCompare().run(case).details["unprotected"] < 0.02
 
 
 @pytest.mark.parametrize("scheme", [Noise, OtherPeople])

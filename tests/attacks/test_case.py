@@ -81,6 +81,8 @@ def test_what_cannot_be_attacked_is_said(tmp_path: Path) -> None:
     nothing = Released(places.ingested, places.protected, tmp_path / "none")
     with pytest.raises(SettingsError, match="nothing was released"):
         load_case([nothing], Plain(), seed=0, effort="quick")
+    with pytest.raises(SettingsError, match="not made by visualmixer"):
+        load_case([places], VisualMixer(), seed=0, effort="quick")
     other = drop(tmp_path / "c", Plain(), seed=5, train=4, auxiliary=4)
     mixed_up = Released(places.ingested, places.protected, other.provenance)
     with pytest.raises(CorruptError, match="provenance"):

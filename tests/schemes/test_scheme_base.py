@@ -15,7 +15,7 @@ from veilset.errors import ProtectionError, SettingsError
 from veilset.keys import Key
 from veilset.schemes.base import ArrayPool, Declaration, Scheme
 from veilset.schemes.fitted import Fitted, Lessons
-from veilset.schemes.registry import SCHEMES, make_scheme, scheme_names
+from veilset.schemes.registry import SCHEMES, make_scheme, scheme_names, scheme_of_record
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
@@ -186,6 +186,11 @@ def test_records_are_plain_json_and_tell_the_parameters(name: str) -> None:
     assert record["fitted_hash"] == learnt(name, 1).hash != ""
     assert record["parameters"] == json.loads(scheme.params.canonical())
     assert record["declaration"]["risk_notes"]
+    assert scheme.made(record)
+    assert not make_scheme(name, {}, "t", fitted=learnt(name, 2)).made(record)
+    assert scheme_of_record(record, "here", fitted=learnt(name, 1)).made(record)
+    with pytest.raises(SettingsError, match=f"another fitted {name}"):
+        scheme_of_record(record, "here", fitted=learnt(name, 2))
 
 
 @pytest.mark.parametrize("name", scheme_names())

@@ -97,8 +97,9 @@ class FittedComparison:
 class ApplyAndCompare(Attack[ApplyAndCompareParams, FittedComparison]):
     """Protects candidate originals and finds the released image among the results.
 
-    Equality wins, of the bytes or in the chosen form; then the feature decides that best linked two
-    protected versions of the attacker's own images, made under two keys.
+    Equality wins, of the bytes, in the chosen form, or with the original itself; then the feature
+    decides that best linked two protected versions of the attacker's own images, made under two
+    keys.
 
     Source: comparison on the protected side follows McPherson, Shokri and Shmatikov (arXiv
     1609.00408), whose recognisers learn there; the attack is ours.
@@ -154,6 +155,8 @@ class ApplyAndCompare(Attack[ApplyAndCompareParams, FittedComparison]):
         distances = np.zeros((len(originals), len(originals)))
         equal = np.zeros(distances.shape, dtype=np.bool_)
         alike = equal.copy()
+        # Who holds the original knows it at once where it was let through as it is.
+        bare = equal_images(released, candidates)
         versions = 1 if fitted.repeats else self.params.versions
         for version in range(versions):
             made = protect_once(
@@ -163,7 +166,7 @@ class ApplyAndCompare(Attack[ApplyAndCompareParams, FittedComparison]):
             distances += fitted.measure.distances(views, prepared) / versions
             equal |= equal_images(released, made.images)
             alike |= equal_images(views, prepared)
-        exactly_first(distances, equal | alike)
+        exactly_first(distances, equal | alike | bare)
         frame, gallery, found = score_candidates(
             distances, case, shuffled, self.params.gallery, rng
         )
@@ -171,6 +174,7 @@ class ApplyAndCompare(Attack[ApplyAndCompareParams, FittedComparison]):
         details = {
             "exact": float(equal[np.arange(len(own)), own].mean()),
             "exact_in_form": float(alike[np.arange(len(own)), own].mean()),
+            "unprotected": float(bare[np.arange(len(own)), own].mean()),
             "repeats": float(fitted.repeats),
         }
         return Scores(frame, gallery, originals[found], details)

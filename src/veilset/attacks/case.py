@@ -85,7 +85,8 @@ def load_case(
 
     Raises:
         CorruptError: A link names an image that is not in the set.
-        SettingsError: Nothing was released, or there are no auxiliary images.
+        SettingsError: Nothing was released, another scheme or other parameters made it, or there
+            are no auxiliary images.
     """
     rng = np.random.default_rng([seed, 0])
     release, truth = _targets(drops, scheme, rng)
@@ -322,7 +323,7 @@ def _targets(
     if len(links) > MAX_TARGETS:
         links = links.iloc[np.sort(rng.choice(len(links), MAX_TARGETS, replace=False))]
     parts = [
-        _linked(drop, str(split), part)
+        _linked(drop, scheme, str(split), part)
         for position, drop in enumerate(drops)
         for split, part in links[links["drop"] == position].groupby("split", sort=True)
     ]
@@ -356,9 +357,15 @@ def _links(drops: Sequence[Released]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates("id", ignore_index=True)
 
 
-def _linked(drop: Released, split: str, links: pd.DataFrame) -> _Targets:
+def _linked(drop: Released, scheme: Scheme[Any], split: str, links: pd.DataFrame) -> _Targets:
     """The released rows of one split of a drop, and their originals, in the order of the links."""
     public, private = ImageSet.open(drop.protected), ImageSet.open(drop.ingested)
+    if not scheme.made(public.manifest.scheme):
+        raise SettingsError(
+            f"{drop.protected} was not made by {scheme.name} with the parameters that the settings "
+            "have now, and an attack on another scheme proves nothing: protect the drop again, as "
+            "`dvc repro` does, or attack it with the settings that made it."
+        )
     shown = find_rows(public, split, links["published_id"])
     source = find_rows(private, split, links["id"])
     return _Targets(

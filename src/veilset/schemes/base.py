@@ -324,6 +324,12 @@ class Scheme(ABC, Generic[P]):
             "fitted_hash": self.fitted_hash,
         }
 
+    def made(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether the record of a manifest is of this very scheme, parameters and fitted model."""
+        own = self.record()
+        same = ("name", "version", "parameters", "fitted_hash")
+        return record is not None and all(record.get(key) == own[key] for key in same)
+
     def facts(self) -> Mapping[str, Any]:
         """What the parameters amount to, as plain JSON and published: e.g. a privacy budget."""
         return {}

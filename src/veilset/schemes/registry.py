@@ -52,8 +52,8 @@ def scheme_of_record(
         fitted: What the scheme learnt, for schemes that learn.
 
     Raises:
-        SettingsError: No such scheme here, a parameter is refused, or this version of it makes
-            other bytes than the one that made the release.
+        SettingsError: No such scheme here, a parameter is refused, this version of it makes other
+            bytes than the one that made the release, or something else was learnt.
     """
     name = str(record.get("name"))
     scheme = make_scheme(name, record.get("parameters", {}), where, fitted=fitted)
@@ -61,5 +61,10 @@ def scheme_of_record(
         raise SettingsError(
             f"{where} was made by version {record.get('version')} of {name}, and this is version "
             f"{scheme.version}: use the release of Veilset that made it."
+        )
+    if fitted is not None and record.get("fitted_hash") != scheme.fitted_hash:
+        raise SettingsError(
+            f"{where} was made with another fitted {name} than the one given: give the folder that "
+            "`veilset fit` wrote before it was protected."
         )
     return scheme
