@@ -70,7 +70,7 @@ def assembled(images: Images, region: Region, allowed: Changes, seed: int) -> tu
     return shown, made
 
 
-@pytest.mark.parametrize("pieces", [6, 8])
+@pytest.mark.parametrize("pieces", [6, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels, least", [(1, 0.85), (3, 0.95)])
 def test_a_planted_shuffle_is_undone(pieces: int, channels: int, least: float) -> None:
     images, allowed = smooth(6, 8 * pieces, channels), changes(False, False, channels)
