@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veilset.metrics.statistics import wilson
-from veilset.training.differences import difference_of, paired_difference
+from veilset.training.differences import difference_of, difference_of_counts
 
 counts = st.integers(0, 60)
 
@@ -22,7 +22,7 @@ counts = st.integers(0, 60)
     ],
 )
 def test_published_paired_limits(table: tuple[int, int, int, int], low: float, high: float) -> None:
-    found = paired_difference(*table)
+    found = difference_of_counts(*table)
     assert (found.low, found.high) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
 
 
@@ -40,9 +40,9 @@ def test_published_unpaired_limits() -> None:
 def test_paired_limits_enclose_swap_and_stay_in_range(a: int, b: int, c: int, d: int) -> None:
     if a + b + c + d == 0:
         with pytest.raises(ValueError, match="n above 0"):
-            paired_difference(a, b, c, d)
+            difference_of_counts(a, b, c, d)
         return
-    found, swapped = paired_difference(a, b, c, d), paired_difference(a, c, b, d)
+    found, swapped = difference_of_counts(a, b, c, d), difference_of_counts(a, c, b, d)
     assert -1 <= found.low <= found.value + 1e-12
     assert found.value - 1e-12 <= found.high <= 1
     assert found.value == pytest.approx((b - c) / (a + b + c + d))
@@ -58,7 +58,7 @@ def test_paired_interval_covers_as_often_as_it_says(agreement: float) -> None:
         u, v = rng.random((2, n))
         v = np.where(rng.random(n) < agreement, u, v)
         x, y = u < first, v < second
-        found = paired_difference(
+        found = difference_of_counts(
             int((x & y).sum()), int((x & ~y).sum()), int((~x & y).sum()), int((~x & ~y).sum())
         )
         hits += found.low <= first - second <= found.high
@@ -66,7 +66,7 @@ def test_paired_interval_covers_as_often_as_it_says(agreement: float) -> None:
 
 
 def test_pairing_narrows_where_both_fail_on_the_same_images() -> None:
-    paired = paired_difference(80, 8, 2, 10)
+    paired = difference_of_counts(80, 8, 2, 10)
     apart = difference_of(wilson(88, 100), wilson(82, 100))
     assert paired.value == pytest.approx(apart.value)
     assert paired.high - paired.low < 0.75 * (apart.high - apart.low)

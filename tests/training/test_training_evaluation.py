@@ -15,7 +15,7 @@ from veilset.errors import SourceError, TrainingError
 from veilset.metrics.statistics import wilson
 from veilset.training import evaluation
 from veilset.training.comparison import compare_utility
-from veilset.training.differences import difference_of, paired_difference
+from veilset.training.differences import difference_of, difference_of_counts
 from veilset.training.evaluation import (
     Answers,
     Scored,
@@ -186,7 +186,7 @@ def test_calibration_error_of_the_sure_and_wrong_is_one() -> None:
 def test_loss_is_paired_by_source_id_whatever_the_order() -> None:
     baseline, ours = _answers(skill=4.0), _answers(skill=1.0)
     a, b = baseline.correct, ours.correct
-    expected = paired_difference(
+    expected = difference_of_counts(
         int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
     )
     assert expected.value > 0.1

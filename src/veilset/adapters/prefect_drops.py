@@ -164,7 +164,7 @@ def protect_drops(root: Path, steps: Steps) -> DropsResult:
         if not _locked(stack, root):
             return DropsResult((), {}, "another run is at work on this project")
         absorb_waiting_runs()
-        return _Run(root, steps).protect(steps)
+        return _Run(root, steps.set_aside).protect(steps.take_in, steps.attack)
 
 
 def train_if_due(root: Path) -> DropsResult:
@@ -200,9 +200,9 @@ def train_if_due(root: Path) -> DropsResult:
 class _Run:
     """The steps of one run; each may be repeated."""
 
-    def __init__(self, root: Path, steps: Steps | None = None) -> None:
+    def __init__(self, root: Path, set_aside: SetAside | None = None) -> None:
         self.root = root
-        self.set_aside = steps.set_aside if steps else None
+        self.set_aside = set_aside
         self.alone: dict[str, dict[str, str]] = {}
         self.policy = load_policy(root)
         self.logger = get_run_logger()
@@ -210,19 +210,19 @@ class _Run:
         self.failures: dict[str, str] = {}
         self.rows: list[Row] = []
 
-    def protect(self, steps: Steps) -> DropsResult:
+    def protect(self, take_in: TakeIn, attack: AttackDrop) -> DropsResult:
         before = _failing(self.root)
         self.arrivals()
         met = [record.name for record in read_drops(self.root) if record.state == "arrived"]
         if met:
             self.ingest_earlier()
         for name in met:
-            self.check(name, steps.take_in)
+            self.check(name, take_in)
         todo = [record.name for record in read_drops(self.root) if record.state == "accepted"]
         outcomes = self.stages(todo) if todo else {}
         for name in todo:
             if self.is_done(name):
-                self.attack_alone(name, steps.attack)
+                self.attack_alone(name, attack)
         done = [name for name in todo if self.is_done(name)]
         self.record([*dict.fromkeys((*met, *todo))], done, outcomes)
         judged = _verdicts(self.root) if todo else {}

@@ -22,7 +22,7 @@ def difference_of(first: Interval, second: Interval) -> Interval:
     return _square_and_add(first, second, 0.0)
 
 
-def paired_difference(
+def difference_of_counts(
     both: int, first_only: int, second_only: int, neither: int, confidence: float = CONFIDENCE
 ) -> Interval:
     """The difference of two rates from the same trials, e.g. two classifiers on the same images.

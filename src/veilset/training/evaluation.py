@@ -24,7 +24,7 @@ from veilset.metrics.statistics import CONFIDENCE, Interval, crossed_mean, wilso
 from veilset.models.device import DeviceName, choose_engine
 from veilset.models.registry import architecture
 from veilset.schemes.base import Declaration
-from veilset.training.differences import difference_of, paired_difference
+from veilset.training.differences import difference_of, difference_of_counts
 from veilset.training.feed import in_order
 from veilset.training.loader import Mask, Samples, read_samples, require_mask
 from veilset.training.saved import ModelCard
@@ -299,7 +299,7 @@ def lost(
     if len(runs) > 1:
         apart = theirs.astype(np.float64) - ours
         return crossed_mean(apart, bounds=(-1, 1), confidence=confidence).interval
-    return paired_difference(
+    return difference_of_counts(
         int((theirs & ours).sum()), int((theirs & ~ours).sum()),
         int((~theirs & ours).sum()), int((~theirs & ~ours).sum()), confidence,
     )  # fmt: skip
