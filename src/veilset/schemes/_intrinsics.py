@@ -22,7 +22,7 @@ _LINE: Final = 2 * ACROSS * _CHANNELS
 _PLANE: Final = 2 * ACROSS * 2
 
 
-def _fetching(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
+def _fetch_code(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
     """For Numba: the types of `fetch`, and what writes its instruction."""
     del typing
 
@@ -39,11 +39,11 @@ def _fetching(typing: Any, values: Any, index: Any) -> tuple[Any, Any]:
     return types.void(values, index), generate
 
 
-fetch: Final[Any] = intrinsic(_fetching)
+fetch: Final[Any] = intrinsic(_fetch_code)
 """`fetch(values, index)` tells the processor that a value will be read soon; changes nothing."""
 
 
-def _counting(typing: Any, word: Any) -> tuple[Any, Any]:
+def _trailing_zeros_code(typing: Any, word: Any) -> tuple[Any, Any]:
     """For Numba: the types of `trailing_zeros`, and what writes its instruction."""
     del typing
 
@@ -54,11 +54,11 @@ def _counting(typing: Any, word: Any) -> tuple[Any, Any]:
     return types.uint64(word), generate
 
 
-trailing_zeros: Final[Any] = intrinsic(_counting)
+trailing_zeros: Final[Any] = intrinsic(_trailing_zeros_code)
 """`trailing_zeros(word)` is the place of the lowest bit that is set, of a uint64 that has one."""
 
 
-def _splitting(
+def _split_code(
     typing: Any, flat: Any, upper: Any, lower: Any, table: Any, first: Any, apart: Any
 ) -> tuple[Any, Any]:
     """For Numba: the types of `split`, and what writes its instructions."""
@@ -87,7 +87,7 @@ def _splitting(
     return types.void(flat, upper, lower, table, first, apart), generate
 
 
-split: Final[Any] = intrinsic(_splitting)
+split: Final[Any] = intrinsic(_split_code)
 """`split(flat, upper, lower, table, first, apart)` turns two lines of colour pixels into blocks.
 
 Out of the 16 pixels from `flat[upper]` and the 16 from `flat[lower]` on, uint8, block k of channel
@@ -96,7 +96,7 @@ uint32. No compiler finds the instructions for this in a loop: it is several tim
 """
 
 
-def _joining(
+def _join_code(
     typing: Any, table: Any, first: Any, apart: Any, flat: Any, upper: Any, lower: Any
 ) -> tuple[Any, Any]:
     """For Numba: the types of `join`, and what writes its instructions."""
@@ -130,11 +130,11 @@ def _joining(
     return types.void(table, first, apart, flat, upper, lower), generate
 
 
-join: Final[Any] = intrinsic(_joining)
+join: Final[Any] = intrinsic(_join_code)
 """`join(table, first, apart, flat, upper, lower)` undoes `split`."""
 
 
-def _laning(  # noqa: PLR0917
+def _to_lanes_code(  # noqa: PLR0917
     typing: Any, rows: Any, starts: Any, lane: Any, column: Any, lanes: Any, place: Any, apart: Any
 ) -> tuple[Any, Any]:
     """For Numba: the types of `to_lanes`, and what writes its instructions."""
@@ -150,8 +150,8 @@ def _laning(  # noqa: PLR0917
                 _place(context, builder, signature.args[1], starts, which, word), align=1
             )
             at = builder.add(start, column)
-            from_ = _place(context, builder, signature.args[0], rows, at, _words(32))
-            lines.append(builder.load(from_, align=1))
+            found_at = _place(context, builder, signature.args[0], rows, at, _words(32))
+            lines.append(builder.load(found_at, align=1))
         for k, line in enumerate(_turned(builder, lines)):
             at = builder.add(place, builder.mul(apart, apart.type(k)))
             to = _place(context, builder, signature.args[4], lanes, at, _words(32))
@@ -161,7 +161,7 @@ def _laning(  # noqa: PLR0917
     return types.void(rows, starts, lane, column, lanes, place, apart), generate
 
 
-to_lanes: Final[Any] = intrinsic(_laning)
+to_lanes: Final[Any] = intrinsic(_to_lanes_code)
 """`to_lanes(rows, starts, lane, column, lanes, place, apart)` turns rows into columns.
 
 Value i of 16 from `rows[starts[lane + k] + column]` on, uint32, `starts` being uint64, becomes
@@ -169,7 +169,7 @@ Value i of 16 from `rows[starts[lane + k] + column]` on, uint32, `starts` being 
 """
 
 
-def _unlaning(  # noqa: PLR0917
+def _from_lanes_code(  # noqa: PLR0917
     typing: Any, lanes: Any, place: Any, apart: Any, mask: Any, rows: Any, start: Any, length: Any
 ) -> tuple[Any, Any]:
     """For Numba: the types of `from_lanes`, and what writes its instructions."""
@@ -180,8 +180,8 @@ def _unlaning(  # noqa: PLR0917
         lines = []
         for k in range(SQUARE):
             at = builder.add(place, builder.mul(apart, apart.type(k)))
-            from_ = _place(context, builder, signature.args[0], lanes, at, _words(32))
-            lines.append(builder.load(from_, align=1))
+            found_at = _place(context, builder, signature.args[0], lanes, at, _words(32))
+            lines.append(builder.load(found_at, align=1))
         one = builder.insert_element(
             ir.Constant(lines[0].type, ir.Undefined), mask, ir.IntType(32)(0)
         )
@@ -196,7 +196,7 @@ def _unlaning(  # noqa: PLR0917
     return types.void(lanes, place, apart, mask, rows, start, length), generate
 
 
-from_lanes: Final[Any] = intrinsic(_unlaning)
+from_lanes: Final[Any] = intrinsic(_from_lanes_code)
 """`from_lanes(lanes, place, apart, mask, rows, start, length)` turns columns into rows.
 
 `lanes[place + apart * i + k] & mask`, uint32, becomes `rows[start + length * k + i]`, uint16, for i
