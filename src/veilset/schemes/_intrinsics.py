@@ -75,7 +75,7 @@ def _split_code(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pixels, upper, lower, words, first, apart = arguments
         one, two = (
-            _load(context, builder, signature.args[0], pixels, start, _LINE)
+            _load(context, builder, signature.args[0], pixels, start, _bytes(_LINE))
             for start in (upper, lower)
         )
         for c in range(_CHANNELS):
@@ -115,7 +115,7 @@ def _join_code(
         planes = [
             _load(
                 context, builder, signature.args[0], words,
-                builder.add(first, builder.mul(apart, apart.type(c))), _PLANE,
+                builder.add(first, builder.mul(apart, apart.type(c))), _bytes(_PLANE),
             )
             for c in range(_CHANNELS)
         ]  # fmt: skip
@@ -146,12 +146,9 @@ def _to_lanes_code(  # noqa: PLR0917
         lines = []
         for k in range(SQUARE):
             which = builder.add(lane, lane.type(k))
-            start = builder.load(
-                _place(context, builder, signature.args[1], starts, which, word), align=1
-            )
+            start = _load(context, builder, signature.args[1], starts, which, word)
             at = builder.add(start, column)
-            found_at = _place(context, builder, signature.args[0], rows, at, _words(32))
-            lines.append(builder.load(found_at, align=1))
+            lines.append(_load(context, builder, signature.args[0], rows, at, _words(32)))
         for k, line in enumerate(_turned(builder, lines)):
             at = builder.add(place, builder.mul(apart, apart.type(k)))
             to = _place(context, builder, signature.args[4], lanes, at, _words(32))
@@ -180,8 +177,7 @@ def _from_lanes_code(  # noqa: PLR0917
         lines = []
         for k in range(SQUARE):
             at = builder.add(place, builder.mul(apart, apart.type(k)))
-            found_at = _place(context, builder, signature.args[0], lanes, at, _words(32))
-            lines.append(builder.load(found_at, align=1))
+            lines.append(_load(context, builder, signature.args[0], lanes, at, _words(32)))
         one = builder.insert_element(
             ir.Constant(lines[0].type, ir.Undefined), mask, ir.IntType(32)(0)
         )
@@ -228,10 +224,11 @@ def _place(
     return builder.bitcast(builder.gep(data, [index]), pointer)
 
 
-def _load(context: Any, builder: Any, kind: Any, values: Any, index: Any, count: int) -> Any:
-    """So many bytes from `values[index]` on, wherever it lies, as a vector."""
-    place = _place(context, builder, kind, values, index, _bytes(count))
-    return builder.load(place, align=1)
+def _load(
+    context: Any, builder: Any, kind: Any, values: Any, index: Any, pointer: ir.PointerType
+) -> Any:
+    """What such a pointer to `values[index]`, wherever it lies, points to."""
+    return builder.load(_place(context, builder, kind, values, index, pointer), align=1)
 
 
 def _bytes(count: int) -> ir.PointerType:
